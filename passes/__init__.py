@@ -1,0 +1,1 @@
+"""First-party passes, registered through the same entry points as anybody else's."""

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from vlmopt.runtime import Latency, LatencyTable, measure_latency
+
+FEED = {"x": np.zeros(1, dtype=np.float32)}
+
+
+class Sleeper:
+    """Stands for a session that takes a known time."""
+
+    alive = 0
+
+    def __init__(self, log: list[str], name: str, milliseconds: float) -> None:
+        self.seconds = milliseconds / 1e3
+        Sleeper.alive += 1
+        log.append(f"{name} {Sleeper.alive}")
+
+    def __del__(self) -> None:
+        Sleeper.alive -= 1
+
+    def run(self, output_names: None, input_feed: dict[str, np.ndarray], /) -> object:
+        assert output_names is None
+        assert list(input_feed) == ["x"]
+        time.sleep(self.seconds)
+        return []
+
+
+def test_models_take_turns_and_one_session_lives_at_a_time() -> None:
+    log: list[str] = []
+    factories = {"a": lambda: Sleeper(log, "a", 0), "b": lambda: Sleeper(log, "b", 0)}
+    table = measure_latency(factories, {"a": FEED, "b": FEED}, runs=7, warmup=1, rounds=3)
+    assert log == ["a 1", "b 1"] * 3
+    assert list(table) == ["a", "b"]
+    assert [table[name].n for name in table] == [7, 7]
+    assert len(table["a"].round_medians_ms) == 3
+
+
+def test_the_ratio_of_a_slow_and_a_fast_model_has_a_spread() -> None:
+    log: list[str] = []
+    factories = {"slow": lambda: Sleeper(log, "slow", 20), "fast": lambda: Sleeper(log, "fast", 2)}
+    table = measure_latency(factories, {"slow": FEED, "fast": FEED}, runs=9, warmup=0, rounds=3)
+    ratio = table.ratio("slow", "fast")
+    assert table["slow"].median_ms >= 20
+    assert table["fast"].p10_ms <= table["fast"].median_ms <= table["fast"].p90_ms
+    assert 1 < ratio.lowest <= ratio.highest
+    assert ratio.lowest <= ratio.value * 1.5
+
+
+def test_quantiles_and_ratios_are_those_of_the_numbers() -> None:
+    rows = {
+        "a": Latency(4.0, 3.0, 5.0, 3, (4.0, 6.0)),
+        "b": Latency(2.0, 1.0, 3.0, 3, (2.0, 2.0)),
+    }
+    ratio = LatencyTable(rows).ratio("a", "b")
+    assert (ratio.value, ratio.lowest, ratio.highest) == (2.0, 2.0, 3.0)
+
+
+def test_fewer_runs_than_rounds_still_measure() -> None:
+    table = measure_latency({"a": lambda: Sleeper([], "a", 0)}, {"a": FEED}, runs=2, warmup=0, rounds=5)
+    assert table["a"].n == 2
+
+
+@pytest.mark.parametrize("options", [{"runs": 0}, {"rounds": 0}, {"warmup": -1}])
+def test_numbers_that_make_no_sense_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="must be positive"):
+        measure_latency({"a": lambda: Sleeper([], "a", 0)}, {"a": FEED}, **options)

@@ -1,0 +1,160 @@
+"""Toy models of every supported family, with random weights, and a folder of one with its processor and a task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+
+TEXT: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 64,
+    "max_position_embeddings": 24,
+    "projection_dim": 16,
+    "bos_token_id": 62,
+    "eos_token_id": 63,
+    "pad_token_id": 0,
+}
+VISION: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+    "projection_dim": 16,
+}
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 220)}
+
+
+def clip() -> torch.nn.Module:
+    from transformers import CLIPConfig, CLIPModel
+
+    return CLIPModel(CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=16))
+
+
+def siglip() -> torch.nn.Module:
+    from transformers import SiglipConfig, SiglipModel
+
+    text = {**TEXT, "projection_size": 32}
+    return SiglipModel(SiglipConfig(text_config=text, vision_config=VISION))
+
+
+def dual_encoder() -> torch.nn.Module:
+    from transformers import BertConfig, Dinov2Config, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
+
+    config = VisionTextDualEncoderConfig.from_vision_text_configs(
+        Dinov2Config(**{**VISION, "image_size": 56}), BertConfig(**TEXT), projection_dim=16
+    )
+    return VisionTextDualEncoderModel(config)
+
+
+def vilt() -> torch.nn.Module:
+    from transformers import ViltConfig, ViltForQuestionAnswering
+
+    answers = {i: name for i, name in enumerate([*COLOURS, "none"])}
+    config = {**VISION, "vocab_size": 64, "max_position_embeddings": 24, "id2label": answers}
+    return ViltForQuestionAnswering(ViltConfig(**config))
+
+
+def blip_matching() -> torch.nn.Module:
+    from transformers import BlipConfig, BlipForImageTextRetrieval
+
+    text = {**TEXT, "encoder_hidden_size": 32}
+    return BlipForImageTextRetrieval(
+        BlipConfig(text_config=text, vision_config=VISION, projection_dim=16, image_text_hidden_size=16)
+    )
+
+
+def blip() -> torch.nn.Module:
+    from transformers import BlipConfig, BlipModel
+
+    return BlipModel(
+        BlipConfig(text_config={**TEXT, "encoder_hidden_size": 32}, vision_config=VISION, projection_dim=16)
+    )
+
+
+def git() -> torch.nn.Module:
+    from transformers import GitConfig, GitForCausalLM
+
+    text = {key: value for key, value in TEXT.items() if key != "projection_dim"}
+    return GitForCausalLM(GitConfig(vision_config=VISION, **text))
+
+
+FAMILIES: dict[str, Callable[[], torch.nn.Module]] = {
+    "clip": clip,
+    "siglip": siglip,
+    "dual_encoder": dual_encoder,
+    "vilt": vilt,
+    "blip_matching": blip_matching,
+    "blip": blip,
+    "git": git,
+}
+
+
+def make(family: str, *, seed: int = 0) -> torch.nn.Module:
+    """A toy of this family in evaluation mode, its random weights scaled up so that branches do something."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = FAMILIES[family]()
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.data.normal_(0.0, 0.15)
+            elif "bias" in name:
+                parameter.data.normal_(0.0, 0.05)
+    return model.eval()
+
+
+def write_model(family: str, folder: Path, *, seed: int = 0) -> Path:
+    """A Hugging Face folder of a toy: configuration, safetensors, tokenizer and image processor."""
+    from transformers import BertTokenizer, CLIPImageProcessorPil, ViltImageProcessorPil
+
+    model = make(family, seed=seed)
+    model.save_pretrained(folder)
+    words = [*SPECIAL, *COLOURS, "none", "a", "photo", "of", "square", "what", "colour", "is", "it", "?"]
+    BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    if family == "vilt":
+        processor = ViltImageProcessorPil(size={"shortest_edge": 32}, size_divisor=8, do_resize=True)
+    else:
+        processor = CLIPImageProcessorPil(size=size, crop_size=size)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def write_task(folder: Path, kind: str, *, n: int = 60, name: str = "colour", **fields: Any) -> Path:
+    """A task about the colour of a square; `n` images a split, four of each colour and split alike in nothing else."""
+    images = folder / "images"
+    images.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    rows = []
+    for i in range(3 * n):
+        colour = list(COLOURS)[i % 3]
+        pixels = generator.integers(90, 160, (32, 32, 3), dtype=np.uint8)
+        x, y = generator.integers(0, 12, 2)
+        pixels[y : y + 20, x : x + 20] = COLOURS[colour]
+        Image.fromarray(pixels).save(images / f"{i:04d}.png")
+        split = ("profile", "validation", "test")[i // n]
+        row = {"file_name": f"images/{i:04d}.png", "colour": colour, "text": f"a {colour} square", "split": split}
+        rows.append({**row, "question": "what colour is it ?"})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    roles = {
+        "image-classification": {"label": "colour"},
+        "zero-shot-image-classification": {"label": "colour"},
+        "image-text-retrieval": {"text": "text"},
+        "visual-question-answering": {"question": "question", "answer": "colour"},
+    }[kind]
+    columns = {"image": "file_name", "split": "split", **roles}
+    specification = {"kind": kind, "name": name, "columns": columns, **fields}
+    (folder / "task.yaml").write_text(yaml.safe_dump(specification, sort_keys=False))
+    return folder

@@ -1,0 +1,154 @@
+"""One wrapped part of a model -> one verified `Component`."""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim as ExportDim
+
+from vlmopt.capture.wrappers import PREFIX
+from vlmopt.core.errors import CaptureError
+from vlmopt.core.program import Component, Dim, TensorSpec
+from vlmopt.graph.modules import output_values, placeholders
+from vlmopt.graph.raising import raise_program
+
+# Worst difference to eager, relative to the largest output, that re-association of sums explains (float32; one part in 2^-8 for bfloat16).
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+
+
+class Wrapped(Protocol):
+    inputs: tuple[str, ...]
+    output: str
+
+
+def capture_component(
+    name: str,
+    module: nn.Module,
+    samples: list[dict[str, Tensor]],
+    *,
+    dims: Mapping[str, Dim],
+    shapes: Mapping[str, tuple[int | str, ...]],
+    rewrite: AbstractContextManager[None] | None = None,
+    is_checked: bool = True,
+) -> Component:
+    """The component, compared with eager at every sample's shape.
+
+    Args:
+        samples: inputs at two sizes or more; the first is exported.
+        shapes: for each input its dimensions, numbers or names of `dims`.
+        rewrite: a context in which the model can be exported (see `rewrites/`); eager runs outside of it.
+
+    Raises:
+        CaptureError: the model cannot be exported, a dimension came out fixed, or the graph computes something else.
+    """
+    exported = _export(name, module, samples[0], dims, shapes, rewrite or nullcontext())
+    graph = raise_program(exported, prefix=PREFIX)
+    for node, wanted in zip(placeholders(graph), module.inputs, strict=True):  # type: ignore[arg-type]
+        if node.name != wanted:
+            raise CaptureError(name, f"input {node.name!r} came first", expected=f"input {wanted!r}")
+    value = output_values(graph)[0].meta["val"]
+    output = TensorSpec(str(module.output), _spec_shape(graph, value, shapes), str(value.dtype).removeprefix("torch."))
+    inputs = tuple(TensorSpec(key, tuple(shapes[key]), str(samples[0][key].dtype).removeprefix("torch.")) for key in shapes)
+    component = Component(name, graph, inputs, (output,))
+    _check_dims(component)
+    if is_checked:
+        for sample in samples:
+            _check_parity(component, module, sample)
+    return component
+
+
+def _export(
+    name: str,
+    module: nn.Module,
+    sample: dict[str, Tensor],
+    dims: Mapping[str, Dim],
+    shapes: Mapping[str, tuple[int | str, ...]],
+    rewrite: AbstractContextManager[None],
+) -> torch.export.ExportedProgram:
+    made = {key: ExportDim(key, min=dim.minimum, max=dim.maximum) for key, dim in dims.items()}
+    dynamic = {
+        key: {axis: made[dim] for axis, dim in enumerate(shape) if isinstance(dim, str)} for key, shape in shapes.items()
+    }
+    try:
+        with rewrite, torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(module, (), kwargs=sample, dynamic_shapes=dynamic, strict=False)
+    except Exception as error:
+        raise CaptureError(
+            f"{name} of {type(module.model).__name__}",
+            f"torch.export stopped at {_where(error, module)}: {_reason(error)}",
+            remedy="a rewrite of that module in vlmopt/capture/rewrites can make it exportable",
+        ) from error
+
+
+def _where(error: BaseException, module: nn.Module) -> str:
+    """File, line and module path of the innermost frame that belongs to a model."""
+    paths = {id(child): path.removeprefix(PREFIX) for path, child in module.named_modules()}
+    place, owner = "an unknown place", ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = Path(frame.f_code.co_filename)
+        this = frame.f_locals.get("self")
+        if isinstance(this, nn.Module) and id(this) in paths and not {"torch", "vlmopt"} & set(file.parts):
+            owner = f"module {paths[id(this)] or type(this).__name__!r} ({type(this).__name__}), "
+            place = f"{file.name}:{line} in {frame.f_code.co_name}"
+    return owner + place
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).strip()
+    first = text.splitlines()[0] if text else type(error).__name__
+    return first[:300]
+
+
+def _spec_shape(
+    graph: torch.fx.GraphModule, value: Tensor, shapes: Mapping[str, tuple[int | str, ...]]
+) -> tuple[int | str, ...]:
+    """Dimensions of an output, named like the input dimensions that they are equal to."""
+    names: dict[str, str] = {}
+    for node, shape in zip(placeholders(graph), shapes.values(), strict=True):
+        for wanted, actual in zip(shape, node.meta["val"].shape, strict=True):
+            if isinstance(wanted, str):
+                names[str(actual)] = wanted
+    return tuple(dim if isinstance(dim, int) else names.get(str(dim), str(dim)) for dim in value.shape)
+
+
+def _check_dims(component: Component) -> None:
+    """A dimension that was asked to vary and came out as a number would fail, or lie, at the next size."""
+    for spec, node in zip(component.inputs, placeholders(component.graph), strict=True):
+        for axis, (wanted, actual) in enumerate(zip(spec.shape, node.meta["val"].shape, strict=True)):
+            if isinstance(wanted, str) and isinstance(actual, int):
+                raise CaptureError(
+                    f"{component.name} input {spec.name} axis {axis}",
+                    f"was fixed to {actual} by the model",
+                    expected=f"the free dimension {wanted!r}",
+                )
+            if isinstance(wanted, int) and wanted != actual:
+                raise CaptureError(
+                    f"{component.name} input {spec.name} axis {axis}", f"is {actual}", expected=str(wanted)
+                )
+
+
+def _check_parity(component: Component, module: nn.Module, sample: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        wanted = module(**sample)[0]
+        found = component.graph(*(sample[spec.name] for spec in component.inputs))[0]
+    if found.shape != wanted.shape:
+        raise CaptureError(component.name, f"shape {tuple(found.shape)}", expected=f"{tuple(wanted.shape)} as in eager")
+    scale = wanted.double().abs().max().clamp(min=1e-6)
+    worst = float((found.double() - wanted.double()).abs().max() / scale)
+    allowed = TOLERANCE.get(wanted.dtype, 1e-5)
+    if not worst <= allowed:
+        sizes = {key: tuple(value.shape) for key, value in sample.items()}
+        raise CaptureError(
+            component.name,
+            f"the graph differs from eager by {worst:.2g} of the largest output at {sizes}",
+            expected=f"at most {allowed:.0e}",
+            remedy="this model needs a rewrite in vlmopt/capture/rewrites",
+        )

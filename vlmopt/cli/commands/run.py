@@ -1,0 +1,85 @@
+"""`vlmopt run`: an artifact on images and texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vlmopt.cli import options
+from vlmopt.cli.display import show, show_json
+
+_N_LABELS = 5  # labels shown of each item; --json holds all
+_N_VALUES = 8
+
+
+@click.command("run", short_help="Run an artifact on images and texts.")
+@click.argument("path", type=click.Path(path_type=Path), metavar="OUT")
+@click.option("--image", "images", multiple=True, type=click.Path(path_type=Path), metavar="FILE", help="Repeatable.")
+@click.option("--text", "texts", multiple=True, metavar="TEXT", help="Repeatable.")
+@options.threads()
+@options.as_json()
+@options.common
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    path: Path,
+    images: tuple[Path, ...],
+    texts: tuple[str, ...],
+    *,
+    threads: int | None,
+    is_json: bool,
+) -> None:
+    """Run an artifact on images and texts.
+
+    \b
+    Example: vlmopt run out --image cat.png --text "a cat" --text "a dog"
+
+    A classifier ranks its labels for every image, a question answerer its answers for every image and question, and a
+    dual encoder compares every image with every text.
+    """
+    if not images and not texts:
+        raise click.UsageError("Missing option '--image' or '--text'.", ctx)
+    from vlmopt.runtime import load
+
+    model = load(path, threads=threads)
+    found = model(images=list(images) or None, texts=list(texts) or None)
+    is_matrix = bool(images and texts) and model.manifest.assembly == "dual"
+    items = _items([str(image) for image in images], [] if is_matrix else texts)
+    if isinstance(found, list):
+        results = [{"labels": [{"label": label, "probability": p} for label, p in ranked]} for ranked in found]
+    elif is_matrix:
+        texts_of = [zip(texts, row, strict=True) for row in found.tolist()]
+        results = [{"texts": [{"text": text, "logit": logit} for text, logit in row]} for row in texts_of]
+    else:
+        results = [{"values": row} for row in found.tolist()]
+    rows = [{**item, **result} for item, result in zip(items, results, strict=True)]
+    if is_json:
+        show_json({"results": rows})
+    else:
+        show(*(line for row in rows for line in _lines(row)))
+
+
+def _items(images: Sequence[str], texts: Sequence[str]) -> list[dict[str, str]]:
+    """What each row of the result belongs to: an image, a text, or an image and the text at its place."""
+    if not texts or not images:
+        key, given = ("image", images) if images else ("text", texts)
+        return [{key: value} for value in given]
+    n = max(len(images), len(texts))
+    pairs = zip(images if len(images) == n else [*images] * n, texts if len(texts) == n else [*texts] * n, strict=True)
+    return [{"image": image, "text": text} for image, text in pairs]
+
+
+def _lines(row: dict[str, Any]) -> Iterator[str]:
+    yield ", ".join(row[key] for key in ("image", "text") if key in row)
+    for ranked in row.get("labels", ())[:_N_LABELS]:
+        yield f"  {100 * ranked['probability']:5.1f} %  {ranked['label']}"
+    for compared in sorted(row.get("texts", ()), key=lambda pair: -float(pair["logit"])):
+        yield f"  {compared['logit']:8.3f}  {compared['text']}"
+    if "values" in row:
+        values = row["values"]
+        shown = ", ".join(f"{value:.4g}" for value in values[:_N_VALUES])
+        yield f"  {len(values)} values: {shown}{', ...' if len(values) > _N_VALUES else ''}"

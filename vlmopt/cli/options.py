@@ -1,0 +1,138 @@
+"""Options that several commands share, spelled the same everywhere."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from vlmopt.cli.settings import Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+DTYPES = ("float32", "float16", "bfloat16")
+FORMATS = ("onnx", "torchscript", "pt2")
+
+
+def settings_of(ctx: click.Context) -> Settings:
+    """The settings of this run, which `main` made (a command called on its own gets new ones)."""
+    return ctx.ensure_object(Settings)
+
+
+def _set_verbose(ctx: click.Context, _param: click.Parameter, value: int) -> None:
+    if value:
+        settings_of(ctx).verbosity = value
+    _configure_logging(settings_of(ctx))
+
+
+def _set_quiet(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        settings_of(ctx).verbosity = -1
+    _configure_logging(settings_of(ctx))
+
+
+def _set_debug(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    settings_of(ctx).is_debugging = settings_of(ctx).is_debugging or value
+
+
+def _set_output(ctx: click.Context, _param: click.Parameter, value: Path | None) -> Path | None:
+    settings_of(ctx).output = value
+    return value
+
+
+def _configure_logging(settings: Settings) -> None:
+    levels = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}
+    level = levels.get(settings.verbosity, logging.DEBUG)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("vlmopt").setLevel(level)
+    logging.captureWarnings(True)  # warnings of libraries are for developers: shown with -v only
+    logging.getLogger("py.warnings").setLevel(logging.WARNING if settings.verbosity > 0 else logging.ERROR)
+
+
+def common(function: F) -> F:
+    """-v, -q and --debug, which every command takes."""
+    for option in (
+        click.option("--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show tracebacks."),
+        click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_set_quiet, help="Show errors only."),
+        click.option(
+            "-v", "--verbose", count=True, expose_value=False, callback=_set_verbose, help="Show more; twice: debug."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def model(*, is_required: bool) -> Callable[[F], F]:
+    return click.option("-m", "--model", required=is_required, metavar="MODEL", help="Model folder or hub id.")
+
+
+def task(*, is_required: bool) -> Callable[[F], F]:
+    return click.option("-t", "--task", required=is_required, metavar="TASK", help="Task folder, with a task.yaml.")
+
+
+def output(help_text: str, *, is_required: bool) -> Callable[[F], F]:
+    return click.option(
+        "-o",
+        "--output",
+        required=is_required,
+        type=click.Path(path_type=Path),
+        callback=_set_output,
+        metavar="PATH",
+        help=help_text,
+    )
+
+
+def device() -> Callable[[F], F]:
+    return click.option("--device", metavar="DEVICE", help="Where torch computes: cpu, cuda, cuda:1.  [default: cpu]")
+
+
+def dtype() -> Callable[[F], F]:
+    return click.option("--dtype", type=click.Choice(DTYPES), help="Number format of the weights.  [default: float32]")
+
+
+def seed() -> Callable[[F], F]:
+    return click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Seed of everything random.  [default: 0]")
+
+
+def num_samples(default: str) -> Callable[[F], F]:
+    text = f"Take at most this many samples of a split.  [default: {default}]"
+    return click.option("--num-samples", type=click.IntRange(min=2), metavar="N", help=text)
+
+
+def threads() -> Callable[[F], F]:
+    text = "Threads for computing.  [default: all cores]"
+    return click.option("--threads", type=click.IntRange(min=1), metavar="N", help=text)
+
+
+def force(help_text: str = "Replace the output; the old one stays until the new one is complete.") -> Callable[[F], F]:
+    return click.option("--force", is_flag=True, help=help_text)
+
+
+def allow_pickle() -> Callable[[F], F]:
+    text = "Read weights from pickle files, which can run any code when they are read."
+    return click.option("--allow-pickle", is_flag=True, help=text)
+
+
+def pass_dir() -> Callable[[F], F]:
+    return click.option(
+        "--pass-dir",
+        "pass_dirs",
+        multiple=True,
+        type=click.Path(path_type=Path, file_okay=False, exists=True),
+        metavar="DIR",
+        help="Folder with passes of your own, one .py file each; may be repeated.",
+    )
+
+
+def as_json() -> Callable[[F], F]:
+    return click.option("--json", "is_json", is_flag=True, help="Print JSON on standard output.")
+
+
+def set_threads(threads: int | None) -> None:
+    """Limits torch to this many threads; imports torch only when a limit is asked for."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)

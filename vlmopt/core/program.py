@@ -1,0 +1,91 @@
+"""Program and Component: the intermediate representation, which is ordinary PyTorch (torch.fx graphs over torch.nn leaves)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.fx import GraphModule
+
+
+class Assembly(Enum):
+    """How components make a model."""
+
+    DUAL = "dual"  # similarity of two encoders
+    FUSED = "fused"  # one graph with a classification head
+    GENERATIVE = "generative"  # vision, merge, decoder with a KV cache
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape and dtype of a component's input or output. A dimension is a number, or the name of a `Dim`."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str  # "float32", "int64", ...
+
+
+@dataclass(frozen=True)
+class Dim:
+    """A dimension that may vary from call to call, with its inclusive bounds and the size that costs are counted at."""
+
+    name: str
+    minimum: int
+    maximum: int
+    typical: int
+
+
+@dataclass(frozen=True)
+class Component:
+    """One graph of the model. `graph` takes the inputs in order and returns a tuple of the outputs in order."""
+
+    name: str
+    graph: GraphModule
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """The join of a dual assembly: `logits = scale * normalize(image) @ normalize(text).T + bias`."""
+
+    scale: float
+    bias: float = 0.0
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where the program came from."""
+
+    path: str  # folder or hub id, as the user gave it
+    model_type: str  # `model_type` of config.json
+    architecture: str  # class that was instantiated
+    fingerprint: str  # sha256 over configuration and weights
+
+
+@dataclass
+class Program:
+    """The whole model as components plus the assembly that joins them.
+
+    `components` may be edited by a pass (dropped, replaced); tensors are shared between a program and its clones and are
+    never written in place. `heads` names, for each component, the Linear that is its task head (the last linear map),
+    if it ends in one. `fixed_inputs` holds inputs that the task gives the same value in every call. `labels` are the
+    classes of the output `logits`, in order.
+    """
+
+    assembly: Assembly
+    components: dict[str, Component]
+    dims: Mapping[str, Dim]
+    source: ModelSource
+    similarity: Similarity | None = None
+    heads: dict[str, str] = field(default_factory=dict)
+    fixed_inputs: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+
+    def with_components(self, components: dict[str, Component]) -> Program:
+        """The same program around other components; every container is new, tensors are shared."""
+        return replace(self, components=dict(components), heads=dict(self.heads))

@@ -1,0 +1,63 @@
+"""What a task offers to profiling, planning and recovery: inputs per component, losses, metric items and the target of a head.
+
+It is a role (Protocol), so that the stages which consume it need not import the tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vlmopt.core.program import Program
+
+Feed = Mapping[str, "Tensor"]  # input name -> tensor [B, ...]
+Outputs = Mapping[str, "Tensor"]  # component name -> its first output over all feeds, [n, ...]
+
+
+class Workload(Protocol):
+    """One split of one task, bound to a program.
+
+    Shapes: `feeds[c]` is a list of batches for component `c`; `losses` and `item_scores` return one value an item, [n_items].
+    """
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the samples in order."""
+        ...
+
+    @property
+    def n_items(self) -> int: ...
+
+    @property
+    def feeds(self) -> Mapping[str, Sequence[Feed]]: ...
+
+    @property
+    def item_groups(self) -> Sequence[str]:
+        """The group of every item; items of one group are not independent."""
+        ...
+
+    def losses(self, outputs: Outputs) -> Tensor:
+        """Task loss of every item, float64; lower is better."""
+        ...
+
+    def item_scores(self, outputs: Outputs) -> Tensor:
+        """The metric's contribution of every item, float64 in [0, 1]; the metric is their mean."""
+        ...
+
+    def head_targets(self, component: str, reference: Outputs) -> Tensor | None:
+        """What the component's head is to reproduce, [n_rows, d_out] (labels one-hot, or the reference's own outputs);
+        None when the component has nothing to fit."""
+        ...
+
+    def groups(self, component: str) -> Sequence[str]:
+        """Rows of one group must not be separated by cross-fitting (four drawings of one concept); one entry a row."""
+        ...
+
+
+class WorkloadSource(Protocol):
+    """Gives the workloads that may be looked at before the final evaluation."""
+
+    def workload(self, program: Program, split: str, *, limit: int | None = None) -> Workload: ...

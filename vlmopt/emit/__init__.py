@@ -1,0 +1,65 @@
+"""Writes the graphs of a program in the formats that runtimes read, and the manifest that tells what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from vlmopt.core.errors import EmitError
+from vlmopt.core.program import Component, Dim, Program
+from vlmopt.core.progress import Progress
+from vlmopt.emit.manifest import build_manifest, machine, versions, write_manifest
+from vlmopt.emit.onnx_file import DEFAULT_OPSET, EXTERNAL_FROM_BYTES, emit_onnx
+from vlmopt.emit.pt2_file import emit_pt2
+from vlmopt.emit.torchscript_file import emit_torchscript
+from vlmopt.emit.written import EmittedFile
+
+__all__ = [
+    "DEFAULT_OPSET",
+    "EXTERNAL_FROM_BYTES",
+    "SUFFIXES",
+    "EmittedFile",
+    "build_manifest",
+    "emit_onnx",
+    "emit_program",
+    "emit_pt2",
+    "emit_torchscript",
+    "machine",
+    "versions",
+    "write_manifest",
+]
+
+SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2"}
+
+
+def emit_program(
+    program: Program,
+    formats: Sequence[str],
+    folder: Path,
+    *,
+    progress: Progress,
+    opset: int = DEFAULT_OPSET,
+    external_from_bytes: int = EXTERNAL_FROM_BYTES,
+) -> dict[str, dict[str, str]]:
+    """Writes every component in every format at the top of `folder`; returns component -> format -> file name.
+
+    Raises:
+        EmitError: an unknown format, or a graph that one of them cannot hold.
+        VlmoptError: the disk is full or the folder cannot be written.
+    """
+    unknown = [name for name in formats if name not in SUFFIXES]
+    if unknown:
+        raise EmitError("emit", f"unknown format {unknown[0]!r}", expected=f"one of {', '.join(SUFFIXES)}")
+    writers: dict[str, Callable[[Component, Mapping[str, Dim], Path], EmittedFile]] = {
+        "onnx": lambda component, dims, path: emit_onnx(
+            component, dims, path, opset=opset, external_from_bytes=external_from_bytes
+        ),
+        "torchscript": lambda component, dims, path: emit_torchscript(component, path),
+        "pt2": emit_pt2,
+    }
+    names: dict[str, dict[str, str]] = {name: {} for name in program.components}
+    jobs = [(component, kind) for component in program.components.values() for kind in formats]
+    for component, kind in progress.track(jobs, "writing graphs", total=len(jobs)):
+        path = folder / (component.name + SUFFIXES[kind])
+        names[component.name][kind] = writers[kind](component, program.dims, path).path.name
+    return names

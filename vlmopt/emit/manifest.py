@@ -1,0 +1,131 @@
+"""Builds manifest.json from a program and what was emitted and verified."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from vlmopt import __version__
+from vlmopt.core.manifest import (
+    MANIFEST,
+    ComponentEntry,
+    DimEntry,
+    FileEntry,
+    GateEntry,
+    MachineEntry,
+    Manifest,
+    SimilarityEntry,
+    SourceEntry,
+    TensorEntry,
+    file_entries,
+)
+from vlmopt.core.program import Component, Program, TensorSpec
+from vlmopt.rundir import write_json
+
+VERSIONED = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+
+
+def build_manifest(
+    program: Program,
+    emitted: Mapping[str, Mapping[str, str]],
+    folder: Path,
+    *,
+    files: Iterable[Path],
+    task: str | None = None,
+    metric: str | None = None,
+    prompts: Sequence[str] = (),
+    seed: int = 0,
+    gates: Sequence[GateEntry] = (),
+) -> Manifest:
+    """The manifest of an artifact that lies complete in `folder`, but for the manifest itself.
+
+    Args:
+        emitted: what `emit_program` returned.
+        files: every file whose change must be noticed; hashed here.
+        prompts: the texts that stand for the labels, label by label, for an artifact that keeps its text encoder.
+    """
+    similarity = program.similarity
+    return Manifest(
+        vlmopt=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        assembly=program.assembly.value,
+        task=task,
+        metric=metric,
+        labels=program.labels,
+        similarity=None if similarity is None else SimilarityEntry(scale=similarity.scale, bias=similarity.bias),
+        prompts=tuple(prompts),
+        dims={
+            name: DimEntry(minimum=dim.minimum, maximum=dim.maximum, typical=dim.typical)
+            for name, dim in program.dims.items()
+        },
+        components={
+            name: _component(component, emitted.get(name, {})) for name, component in program.components.items()
+        },
+        source=SourceEntry(
+            path=program.source.path,
+            model_type=program.source.model_type,
+            architecture=program.source.architecture,
+            fingerprint=program.source.fingerprint,
+        ),
+        versions=versions(),
+        machine=machine(),
+        seed=seed,
+        files=_files(folder, files),
+        gates=tuple(gates),
+    )
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> Path:
+    """Writes manifest.json into the folder, whole or not at all.
+
+    Raises:
+        VlmoptError: the disk is full or the folder cannot be written.
+    """
+    path = folder / MANIFEST
+    write_json(path, manifest.model_dump(mode="json", by_alias=True))
+    return path
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages whose behaviour the artifact depends on; absent ones are left out."""
+    found = {"python": platform.python_version()}
+    for name in VERSIONED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> MachineEntry:
+    """The machine this runs on."""
+    return MachineEntry(cpu=_cpu(), cores=os.cpu_count() or 1, os=f"{platform.system()} {platform.release()}")
+
+
+def _cpu() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _component(component: Component, files: Mapping[str, str]) -> ComponentEntry:
+    return ComponentEntry(
+        files=dict(files),
+        inputs=tuple(_tensor(spec) for spec in component.inputs),
+        outputs=tuple(_tensor(spec) for spec in component.outputs),
+    )
+
+
+def _tensor(spec: TensorSpec) -> TensorEntry:
+    return TensorEntry(name=spec.name, shape=spec.shape, dtype=spec.dtype)
+
+
+def _files(folder: Path, paths: Iterable[Path]) -> dict[str, FileEntry]:
+    return file_entries(folder, [path for path in paths if path.name != MANIFEST])

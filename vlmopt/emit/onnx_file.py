@@ -1,0 +1,120 @@
+"""A component as an ONNX file."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import torch
+
+from vlmopt.core.errors import EmitError
+from vlmopt.core.program import Component, Dim, TensorSpec
+from vlmopt.emit import onnx_bytes
+from vlmopt.emit.exported import export_component
+from vlmopt.emit.onnx_graph import tidy
+from vlmopt.emit.onnx_translation import TRANSLATIONS, as_lowered
+from vlmopt.emit.written import EmittedFile, appearing
+
+DEFAULT_OPSET = 20
+MINIMUM_OPSET, MAXIMUM_OPSET = 18, 23  # torch translates to 18 and above; ONNX Runtime 1.31 loads up to 26
+IR_VERSION = (
+    10  # the first with every feature used here; ONNX Runtime 1.31 loads at most 13, onnx 1.23 writes 14 by default
+)
+EXTERNAL_FROM_BYTES = 1_500_000_000  # a protobuf message ends at 2 GB
+
+
+def emit_onnx(
+    component: Component,
+    dims: Mapping[str, Dim],
+    path: Path,
+    *,
+    opset: int = DEFAULT_OPSET,
+    external_from_bytes: int = EXTERNAL_FROM_BYTES,
+) -> EmittedFile:
+    """Writes the component as `path`, its weights once, named as its specs name them, its named dimensions dynamic.
+
+    Weights of `external_from_bytes` or more go to `PATH.data` beside it.
+
+    Raises:
+        EmitError: torch cannot express the graph in this opset, or a dimension was fixed on the way.
+        VlmoptError: the file cannot be written.
+    """
+    if not MINIMUM_OPSET <= opset <= MAXIMUM_OPSET:
+        raise EmitError("opset", str(opset), expected=f"{MINIMUM_OPSET} to {MAXIMUM_OPSET}")
+    model = _translate(component, dims, opset)
+    tidy(model, component.inputs)
+    _require_dims(component.name, model.graph.inputs, component.inputs)
+    model.ir_version = IR_VERSION
+    model.graph.name = component.name
+    message, weights = onnx_bytes.detach_weights(model)
+    try:
+        onnx_bytes.check_structure(message, weights)
+    except onnx.checker.ValidationError as problem:
+        raise EmitError(component.name, f"the ONNX checker refuses the graph ({problem})") from problem
+    return _write(message, weights, path, is_external=onnx_bytes.weight_bytes(weights) >= external_from_bytes)
+
+
+def _translate(component: Component, dims: Mapping[str, Dim], opset: int) -> ir.Model:
+    exported = as_lowered(export_component(component, dims))
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.onnx.export(
+                exported,
+                (),
+                dynamo=True,
+                opset_version=opset,
+                input_names=[spec.name for spec in component.inputs],
+                output_names=[spec.name for spec in component.outputs],
+                custom_translation_table=TRANSLATIONS,
+                optimize=False,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as problem:
+        reason = " ".join(str(problem.__cause__ or problem).split())[:300]
+        raise EmitError(
+            component.name, f"cannot be translated to ONNX opset {opset} ({reason})", remedy="try --opset 20 or above"
+        ) from problem
+    assert program is not None
+    return program.model
+
+
+def _require_dims(place: str, values: Sequence[ir.Value], specs: Sequence[TensorSpec]) -> None:
+    for value, spec in zip(values, specs, strict=True):
+        found = tuple(size if isinstance(size, int) else str(size.value) for size in value.shape or ())
+        if found != spec.shape:
+            raise EmitError(f"{place}: input {spec.name}", f"became {found} in ONNX", expected=str(spec.shape))
+
+
+def _write(message: onnx.ModelProto, weights: Sequence[ir.Value], path: Path, *, is_external: bool) -> EmittedFile:
+    companions: tuple[Path, ...] = ()
+    with ExitStack() as stack:
+        temporary = stack.enter_context(appearing(path))
+        if is_external:
+            data = path.with_name(path.name + ".data")
+            companions = (data,)
+            temporary_data = stack.enter_context(
+                appearing(data)
+            )  # takes its name first: a graph without data is broken
+            onnx_bytes.write_with_data_file(message, weights, temporary, temporary_data, data.name)
+        else:
+            onnx_bytes.write_single_file(message, weights, temporary)
+    return EmittedFile(path, companions)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter logs that torchvision is absent, and warns about its own use of torch."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

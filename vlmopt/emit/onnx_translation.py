@@ -1,0 +1,118 @@
+"""What the exporter to ONNX is told beyond torch's own translations.
+
+Two things: attention with its scale as a constant (torch's translation recomputes it from the shape in every call), and
+that a program whose every operation has a translation need not be retraced through a decomposition table first, which
+takes half of the export's time and changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnxscript import opset18 as op
+from onnxscript.function_libs.torch_lib.ops.core import aten_bitwise_and
+from onnxscript.function_libs.torch_lib.ops.nn import aten_scaled_dot_product_attention
+
+aten = torch.ops.aten
+
+
+class LoweredProgram(torch.export.ExportedProgram):
+    """An exported program in which every operation is translated as it is."""
+
+    def run_decompositions(self, *args: object, **kwargs: object) -> torch.export.ExportedProgram:
+        return self
+
+
+def as_lowered(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The same program, marked as lowered if all of its operations are known to have a translation."""
+    targets = {node.target for node in exported.graph.nodes if node.op == "call_function"}
+    if not targets <= DIRECT:
+        return exported
+    exported.__class__ = LoweredProgram
+    return exported
+
+
+def attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """`softmax(scale * query @ key.T + mask) @ value`; a mask of booleans forbids where it is false.
+
+    Shapes: query [..., N, D], key [..., S, D], value [..., S, Dv], mask broadcast to [..., N, S].
+    """
+    width, rank = query.shape[-1], len(key.shape)
+    if is_causal or enable_gqa or dropout_p or not isinstance(width, int):
+        return aten_scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    factor = 1.0 / math.sqrt(width) if scale is None else scale
+    swapped = [*range(rank - 2), rank - 1, rank - 2]
+    scores = op.MatMul(op.Mul(query, _number(factor, query)), op.Transpose(key, perm=swapped))
+    if attn_mask is not None and str(attn_mask.dtype) == "BOOL":
+        scores = op.Where(attn_mask, scores, _number(query.dtype.min, query))  # -inf would make a fully masked row NaN
+    elif attn_mask is not None:
+        scores = op.Add(scores, attn_mask)
+    return op.MatMul(op.Softmax(scores, axis=-1), value)
+
+
+def _number(number: float, like: Any) -> Any:
+    return op.Constant(value=ir.tensor(number, dtype=like.dtype))  # type: ignore[arg-type]
+
+
+def _cast(tensor: Any, dtype: int, *_: object, **__: object) -> Any:
+    return op.Cast(tensor, to=int(dtype))
+
+
+def _cast_on_device(tensor: Any, device: object, dtype: int, *_: object, **__: object) -> Any:
+    return op.Cast(tensor, to=int(dtype))  # a graph lives on one device
+
+
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    aten.scaled_dot_product_attention.default: attention,
+    aten.to.dtype: _cast,
+    aten.to.device: _cast_on_device,
+    aten.__and__.Tensor: aten_bitwise_and,
+}
+
+# Operations that torch's table of translations, or the one above, holds under their own names. It drops assertions.
+_DIRECT_ATEN = """
+    _assert_tensor_metadata.default _assert_scalar.default
+    __and__.Tensor _to_copy.default add.Scalar add.Tensor addmm.default alias.default amax.default any.dim
+    arange.default arange.start argmax.default avg_pool2d.default bitwise_and.Tensor bitwise_not.default
+    bitwise_or.Tensor bmm.default cat.default chunk.default clamp.default clamp_min.default clone.default
+    constant_pad_nd.default contiguous.default conv2d.default cos.default cumsum.default detach.default div.Scalar
+    div.Tensor embedding.default eq.Scalar eq.Tensor erf.default exp.default expand.default expand_as.default
+    flatten.using_ints full.default full_like.default gather.default ge.Scalar ge.Tensor gelu.default gt.Scalar
+    gt.Tensor hardswish.default index.Tensor index_select.default layer_norm.default le.Scalar le.Tensor
+    lift_fresh_copy.default linalg_vector_norm.default linear.default log_softmax.int logical_and.default
+    logical_not.default logical_or.default lt.Scalar lt.Tensor masked_fill.Scalar masked_fill.Tensor matmul.default
+    max.dim max_pool2d.default mean.default mean.dim mm.default mul.Scalar mul.Tensor ne.Scalar ne.Tensor
+    neg.default new_ones.default ones.default ones_like.default permute.default pow.Tensor_Scalar relu.default
+    repeat.default reshape.default rsqrt.default scalar_tensor.default scaled_dot_product_attention.default
+    select.int sigmoid.default silu.default sin.default slice.Tensor softmax.int split.Tensor sqrt.default
+    squeeze.dim stack.default sub.Scalar sub.Tensor sum.default sum.dim_IntList sym_size.int t.default tanh.default
+    to.device to.dtype transpose.int tril.default triu.default unbind.int unsqueeze.default upsample_bicubic2d.vec
+    view.default where.self zeros.default zeros_like.default
+"""
+
+
+def _overload(name: str) -> object:
+    packet, overload = name.split(".")
+    return getattr(getattr(aten, packet), overload)
+
+
+DIRECT: frozenset[object] = frozenset(
+    {operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv}
+    | {_overload(name) for name in _DIRECT_ATEN.split()}
+)

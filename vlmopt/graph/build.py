@@ -1,0 +1,33 @@
+"""Inserts new nodes that carry fresh shape metadata, as every later stage expects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from vlmopt.graph.modules import free_path, set_at
+
+
+def insert_call(
+    module: fx.GraphModule, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+) -> fx.Node:
+    """A `call_function` node at the graph's present insertion point, its `val` computed from the operands'."""
+    node = module.graph.call_function(target, args, kwargs or {})
+    values = fx.node.map_arg(args, lambda n: n.meta["val"])
+    options = fx.node.map_arg(kwargs or {}, lambda n: n.meta["val"])
+    with torch.no_grad():
+        node.meta["val"] = target(*values, **options)  # type: ignore[misc]
+    return node
+
+
+def insert_linear(module: fx.GraphModule, path: str, linear: nn.Linear, operand: fx.Node) -> fx.Node:
+    """A call of a new Linear, placed at `path` or, where something lies there, beside it."""
+    free = free_path(module, path)
+    set_at(module, free, linear)
+    node = module.graph.call_module(free, (operand,))
+    value = operand.meta["val"]
+    node.meta["val"] = value.new_empty((*value.shape[:-1], linear.out_features))
+    return node

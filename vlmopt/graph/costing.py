@@ -1,0 +1,132 @@
+"""Counts parameters, multiply-accumulates and activation bytes of a component or of some of its nodes, attention included.
+
+Units: MACs and bytes of one sample (batch 1) at the typical size of every other dimension. Additions, norms and
+activation functions count no MACs, as is usual in the field.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import fx, nn
+
+from vlmopt.core.cost import Cost
+from vlmopt.core.program import Component, Dim, Program
+from vlmopt.graph.modules import get_at
+from vlmopt.graph.sizes import Sizes, bytes_of, counting_sizes, shape_of
+
+aten = torch.ops.aten
+
+VIEWS = {
+    aten.view.default, aten.reshape.default, aten.transpose.int, aten.permute.default, aten.expand.default,
+    aten.unsqueeze.default, aten.squeeze.dim, aten.select.int, aten.slice.Tensor, aten.flatten.using_ints,
+    aten.unflatten.int, aten.t.default, aten.alias.default, aten.chunk.default, aten.split.Tensor, aten.unbind.int,
+}  # fmt: skip
+
+
+def component_cost(component: Component, dims: Mapping[str, Dim]) -> Cost:
+    """Cost of the whole component."""
+    return nodes_cost(component, list(component.graph.graph.nodes), dims)
+
+
+def program_cost(program: Program) -> Cost:
+    """Cost of all components; a tensor that several share counts once."""
+    total, seen = Cost(), set[int]()
+    for component in program.components.values():
+        cost = nodes_cost(component, list(component.graph.graph.nodes), program.dims, seen=seen)
+        total = total + cost
+    return total
+
+
+def nodes_cost(
+    component: Component, nodes: Iterable[fx.Node], dims: Mapping[str, Dim], *, seen: set[int] | None = None
+) -> Cost:
+    """Cost of these nodes; `seen` holds the identities of tensors counted before, and is added to."""
+    sizes = counting_sizes(component, dims)
+    counted = set() if seen is None else seen
+    parameters = parameter_bytes = macs = activations = 0
+    for node in nodes:
+        for tensor in weights_of(component.graph, node):
+            if id(tensor) not in counted:
+                counted.add(id(tensor))
+                parameters += tensor.numel()
+                parameter_bytes += tensor.numel() * tensor.element_size()
+        macs += node_macs(component.graph, node, sizes)
+        if node.op in ("call_module", "call_function") and node.target not in VIEWS:
+            activations += bytes_of(node, sizes)
+    return Cost(parameters, parameter_bytes, macs, activations)
+
+
+def weights_of(module: fx.GraphModule, node: fx.Node) -> list[torch.Tensor]:
+    """The floating-point tensors that the node brings with it; index buffers are no parameters."""
+    if node.op == "call_module":
+        leaf = get_at(module, str(node.target))
+        return list(leaf.parameters()) if isinstance(leaf, nn.Module) else []
+    if node.op == "get_attr":
+        value = get_at(module, str(node.target))
+        return [value] if isinstance(value, torch.Tensor) and value.is_floating_point() else []
+    return []
+
+
+def node_macs(module: fx.GraphModule, node: fx.Node, sizes: Sizes) -> int:
+    """Multiply-accumulates of one node."""
+    out = shape_of(node, sizes)
+    if out is None:
+        return 0
+    if node.op == "call_module":
+        return _module_macs(get_at(module, str(node.target)), out)
+    if node.op == "call_function":
+        return _function_macs(node, out, sizes)
+    return 0
+
+
+def _module_macs(leaf: object, out: tuple[int, ...]) -> int:
+    if isinstance(leaf, nn.Linear):
+        return math.prod(out) * leaf.in_features
+    if isinstance(leaf, nn.Conv2d):
+        return math.prod(out) * leaf.in_channels // leaf.groups * math.prod(leaf.kernel_size)
+    return 0
+
+
+def _function_macs(node: fx.Node, out: tuple[int, ...], sizes: Sizes) -> int:
+    shapes = [shape_of(arg, sizes) for arg in node.args if isinstance(arg, fx.Node)]
+    if node.target is aten.scaled_dot_product_attention.default:
+        return _attention_macs(shapes[0], shapes[1], shapes[2])
+    if node.target in (aten.matmul.default, aten.bmm.default, aten.mm.default) and shapes[0]:
+        return math.prod(out) * shapes[0][-1]
+    if node.target is aten.linear.default and shapes[0]:
+        return math.prod(out) * shapes[0][-1]
+    if node.target is aten.addmm.default and shapes[1]:
+        return math.prod(out) * shapes[1][-1]
+    if node.target in (aten.conv1d.default, aten.conv2d.default, aten.convolution.default) and shapes[1]:
+        return math.prod(out) * math.prod(shapes[1][1:])
+    return 0
+
+
+def _attention_macs(
+    query: tuple[int, ...] | None, key: tuple[int, ...] | None, value: tuple[int, ...] | None
+) -> int:
+    """Scores and weighted sum: B H Nq Nk (d_k + d_v)."""
+    if query is None or key is None or value is None:
+        return 0
+    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def peak_activation_bytes(component: Component, dims: Mapping[str, Dim]) -> int:
+    """Largest sum of values alive at one time, walking the graph in order; views own no memory."""
+    sizes = counting_sizes(component, dims)
+    nodes = list(component.graph.graph.nodes)
+    order = {node: i for i, node in enumerate(nodes)}
+    last_use = {node: max((order[user] for user in node.users), default=i) for node, i in order.items()}
+    ends: dict[int, list[int]] = {}
+    alive = peak = 0
+    for i, node in enumerate(nodes):
+        if node.op != "get_attr" and node.target not in VIEWS:
+            size = bytes_of(node, sizes)
+            alive += size
+            ends.setdefault(last_use[node], []).append(size)
+        peak = max(peak, alive)
+        alive -= sum(ends.pop(i, []))
+    return peak

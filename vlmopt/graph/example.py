@@ -1,0 +1,73 @@
+"""Smallest programs, made from any `nn.Module`: what the cases of passes and the tests are built from."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim as ExportDim
+
+from vlmopt.core.program import Assembly, Component, Dim, ModelSource, Program, TensorSpec
+from vlmopt.graph.head import find_head
+from vlmopt.graph.modules import output_values, placeholders
+from vlmopt.graph.raising import raise_program
+
+DIMS = {"batch": Dim("batch", 1, 64, 1)}
+
+
+def component_of(
+    module: nn.Module, *samples: Tensor, name: str = "model", raw: bool = False, output: str = "output"
+) -> Component:
+    """A component with a dynamic first axis ("batch") on every input; `raw` leaves dead code and assertions in."""
+    batch = ExportDim("batch", min=1, max=64)
+    dynamic = tuple({0: batch} for _ in samples)
+    with torch.no_grad():
+        exported = torch.export.export(module.eval(), samples, dynamic_shapes=dynamic, strict=False)
+    graph = raise_program(exported, is_canonical=not raw)
+    inputs = tuple(
+        TensorSpec(node.name, ("batch", *sample.shape[1:]), _dtype(sample))
+        for node, sample in zip(placeholders(graph), samples, strict=True)
+    )
+    outputs = tuple(
+        TensorSpec(output if i == 0 else f"{output}_{i}", _shape(node.meta["val"]), _dtype(node.meta["val"]))
+        for i, node in enumerate(output_values(graph))
+    )
+    return Component(name, graph, inputs, outputs)
+
+
+def program_of(module: nn.Module, *samples: Tensor, raw: bool = False) -> Program:
+    """A fused program of one component named `model`."""
+    return program_from({"model": component_of(module, *samples, raw=raw)}, Assembly.FUSED)
+
+
+def program_from(components: dict[str, Component], assembly: Assembly) -> Program:
+    """A program of ready components; a final Linear counts as the head."""
+    heads = {name: head for name, part in components.items() if (head := find_head(part)) is not None}
+    return Program(assembly, components, DIMS, ModelSource("example", "example", "Example", ""), heads=heads)
+
+
+def _shape(value: Tensor) -> tuple[int | str, ...]:
+    return tuple(dim if isinstance(dim, int) else "batch" for dim in value.shape)
+
+
+def _dtype(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+class ResidualBlocks(nn.Module):
+    """Pre-norm residual FFN blocks and a linear head: the smallest model with branches. [B, width] -> [B, classes]."""
+
+    def __init__(self, *, blocks: int = 2, width: int = 8, classes: int = 3, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.layers = nn.ModuleList(
+                nn.ModuleDict({"norm": nn.LayerNorm(width), "up": nn.Linear(width, 2 * width), "down": nn.Linear(2 * width, width)})
+                for _ in range(blocks)
+            )
+            self.norm = nn.LayerNorm(width)
+            self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + layer["down"](torch.relu(layer["up"](layer["norm"](x))))  # type: ignore[index]
+        return self.head(self.norm(x))  # type: ignore[no-any-return]

@@ -1,0 +1,69 @@
+"""Edits of regions: leaving a branch out of its sum, cloning a region, splicing a value in."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import fx
+
+from vlmopt.graph.branches import Branch
+from vlmopt.graph.modules import output_values
+
+aten = torch.ops.aten
+
+
+def skip_branch(module: fx.GraphModule, branch: Branch) -> list[fx.Node]:
+    """Takes the branch's term out of its sum; returns the nodes that were made. Dead code is left to the caller.
+
+    Before: `y = x + f(x)`; after: `y` is `x`. With other terms left, `y` is their sum.
+    """
+    kept = [term for term in branch.terms if term is not branch.term]
+    made: list[fx.Node] = []
+    value = kept[0]
+    for term in kept[1:]:
+        with module.graph.inserting_before(branch.exit):
+            value = module.graph.call_function(aten.add.Tensor, (value, term))
+        value.meta = copy.copy(branch.exit.meta)
+        made.append(value)
+    branch.exit.replace_all_uses_with(value)
+    return made
+
+
+def clone_region(
+    module: fx.GraphModule, region: Iterable[fx.Node], substitute: Mapping[fx.Node, fx.Node], *, before: fx.Node
+) -> dict[fx.Node, fx.Node]:
+    """Copies the region's nodes in front of `before`, reading `substitute[n]` in place of `n`; leaf modules are shared.
+
+    Returns:
+        For every node of the region its copy.
+    """
+    copies: dict[fx.Node, fx.Node] = {}
+    with module.graph.inserting_before(before):
+        for node in region:
+            made = module.graph.node_copy(node, lambda n: copies.get(n, substitute.get(n, n)))
+            copies[node] = made
+    return copies
+
+
+def splice(node: fx.Node, value: fx.Node, *, readers: Iterable[fx.Node] | None = None) -> None:
+    """Lets the readers of `node` (all of them by default) read `value`."""
+    for reader in list(node.users) if readers is None else list(readers):
+        if reader is not value:
+            reader.replace_input_with(node, value)
+
+
+def is_read_behind(module: fx.GraphModule, branch: Branch) -> bool:
+    """Whether a value computed inside the branch (attention weights, new keys and values) is returned by the component."""
+    returned = set(output_values(module))
+    pending, seen = [branch.term], {branch.stream}
+    while pending:
+        node = pending.pop()
+        if node in seen or node.op in ("placeholder", "get_attr"):
+            continue
+        if node in returned:
+            return True
+        seen.add(node)
+        pending.extend(node.all_input_nodes)
+    return False

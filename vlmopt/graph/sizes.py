@@ -1,0 +1,55 @@
+"""Sizes of values: symbolic dimensions evaluated at the sizes that costs are counted at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import sympy
+import torch
+from torch import fx
+
+from vlmopt.core.program import Component, Dim
+from vlmopt.graph.modules import placeholders
+
+Sizes = Mapping[sympy.Symbol, int]
+
+
+def counting_sizes(component: Component, dims: Mapping[str, Dim]) -> dict[sympy.Symbol, int]:
+    """The size of every symbolic dimension of a component at batch 1 and the typical size of the others."""
+    sizes: dict[sympy.Symbol, int] = {}
+    for spec, node in zip(component.inputs, placeholders(component.graph), strict=True):
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor):
+            continue
+        for wanted, actual in zip(spec.shape, value.shape, strict=True):
+            if isinstance(actual, torch.SymInt) and isinstance(wanted, str):
+                typical = 1 if wanted == "batch" else dims[wanted].typical
+                sizes.update({symbol: typical for symbol in actual.node.expr.free_symbols})
+    return sizes
+
+
+def size_of(value: object, sizes: Sizes) -> int:
+    """A dimension as a number; symbols that no input names count as 1."""
+    if isinstance(value, torch.SymInt):
+        expression = value.node.expr.subs(sizes)
+        return int(expression.subs({symbol: 1 for symbol in expression.free_symbols}))
+    return int(value)  # type: ignore[call-overload]
+
+
+def shape_of(node: fx.Node, sizes: Sizes) -> tuple[int, ...] | None:
+    """Shape of the node's (first) tensor; None where the node is not a tensor."""
+    tensor = tensor_of(node)
+    return None if tensor is None else tuple(size_of(dim, sizes) for dim in tensor.shape)
+
+
+def tensor_of(node: fx.Node) -> torch.Tensor | None:
+    value = node.meta.get("val")
+    if isinstance(value, list | tuple):
+        value = next((item for item in value if isinstance(item, torch.Tensor)), None)
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def bytes_of(node: fx.Node, sizes: Sizes) -> int:
+    tensor, shape = tensor_of(node), shape_of(node, sizes)
+    return 0 if tensor is None or shape is None else math.prod(shape) * tensor.element_size()

@@ -1,0 +1,76 @@
+"""Canonical text form of a graph: one line a node, numbered in order, free of memory addresses, the same in every run."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from vlmopt.core.program import Component
+
+
+def component_text(component: Component) -> str:
+    """The component's graph as text; equal graphs give equal text.
+
+    A line reads `%7: float32[batch, 17, 64] = linear vision.layers.0.mlp.fc1 (%6)`.
+    """
+    names = _dim_names(component)
+    lines = [f"component {component.name}"]
+    numbers: dict[fx.Node, str] = {}
+    for node in component.graph.graph.nodes:
+        if node.op == "output":
+            lines.append(f"return {_argument(node.args[0], numbers, names)}")
+            continue
+        numbers[node] = f"%{len(numbers)}"
+        lines.append(f"{numbers[node]}: {_type(node, names)} = {_call(node, numbers, names)}")
+    return "\n".join(lines) + "\n"
+
+
+def _dim_names(component: Component) -> dict[str, str]:
+    """Symbols of the export, which differ from run to run, by the names of the dimensions they stand for."""
+    names: dict[str, str] = {}
+    nodes = [node for node in component.graph.graph.nodes if node.op == "placeholder"]
+    for spec, node in zip(component.inputs, nodes, strict=True):
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor):
+            for wanted, actual in zip(spec.shape, value.shape, strict=True):
+                if isinstance(wanted, str):
+                    names.setdefault(str(actual), wanted)
+    return names
+
+
+def _type(node: fx.Node, names: dict[str, str]) -> str:
+    value = node.meta.get("val")
+    if isinstance(value, torch.Tensor):
+        shape = ", ".join(names.get(str(dim), str(dim)) for dim in value.shape)
+        return f"{str(value.dtype).removeprefix('torch.')}[{shape}]"
+    return type(value).__name__ if value is not None else "?"
+
+
+def _call(node: fx.Node, numbers: dict[fx.Node, str], names: dict[str, str]) -> str:
+    operands = [_argument(arg, numbers, names) for arg in node.args]
+    operands += [f"{key}={_argument(value, numbers, names)}" for key, value in sorted(node.kwargs.items())]
+    joined = f"({', '.join(operands)})"
+    if node.op == "placeholder":
+        return f"input {node.target}"
+    if node.op == "get_attr":
+        return f"tensor {node.target}"
+    if node.op == "call_module":
+        leaf = type(node.graph.owning_module.get_submodule(str(node.target))).__name__.lower()  # type: ignore[union-attr]
+        return f"{leaf} {node.target} {joined}"
+    return f"{_operation(node.target)} {joined}"
+
+
+def _operation(target: object) -> str:
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target).removeprefix("aten.").removesuffix(".default")
+    return getattr(target, "__name__", str(target))
+
+
+def _argument(value: object, numbers: dict[fx.Node, str], names: dict[str, str]) -> str:
+    if isinstance(value, fx.Node):
+        return numbers[value]
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_argument(item, numbers, names) for item in value) + "]"
+    if isinstance(value, float):
+        return f"{value:.9g}"
+    return str(value)

@@ -1,0 +1,1 @@
+"""Importance and budgets -> chosen sites."""

@@ -1,0 +1,1 @@
+"""Measures what every branch and layer is worth for a task."""

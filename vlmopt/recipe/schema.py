@@ -1,0 +1,113 @@
+"""Recipe: everything that a run depends on, as a typed object; the YAML around it is `version: 1`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
+
+VERSION = 1
+DEFAULT_PASSES = ("canonicalize", "skip-branches", "fold-fixed-inputs", "fold-constants")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class PassStep(_Section):
+    """One pass of a recipe with its options; written as `name` or as `name: {option: value}`."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_short_form(cls, value: object) -> object:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, dict) and len(value) == 1 and "name" not in value:
+            name, options = next(iter(value.items()))
+            return {"name": name, "options": options or {}}
+        if isinstance(value, PassStep) or (isinstance(value, dict) and {"name"} <= set(value) <= {"name", "options"}):
+            return value
+        raise ValueError("a pass is written as `name` or as `name: {option: value}`")
+
+    @model_serializer
+    def _to_short_form(self) -> object:
+        return {self.name: self.options} if self.options else self.name
+
+
+class Budgets(_Section):
+    """What the compiled model must stay within. `max_drop` is in points of the task's metric; None sets no budget."""
+
+    max_drop: Annotated[float, Field(ge=0, le=100)] | None = None
+
+
+class ProfileSettings(_Section):
+    """Where importance comes from: a file measured before, or an estimator that runs on the profile split."""
+
+    file: str | None = None
+    estimator: Literal["leave-one-out", "block-influence"] = "leave-one-out"
+    scoring: Literal["refit", "raw"] = "refit"
+    num_samples: Annotated[int, Field(ge=2)] = 512
+
+
+class VerifySettings(_Section):
+    """Which optional gates decide whether an artifact is published."""
+
+    max_drop_gate: bool = True
+
+
+class Recipe(_Section):
+    """A run, resolved: paths are absolute, and running it again gives the same artifact.
+
+    `num_samples` limits every split of the task, for quick trials; None takes all.
+    """
+
+    version: Literal[1] = 1
+    model: Annotated[str, Field(min_length=1)]
+    task: Annotated[str, Field(min_length=1)] | None = None
+    budgets: Budgets = Budgets()
+    profile: ProfileSettings = ProfileSettings()
+    passes: tuple[PassStep, ...] = tuple(PassStep(name=name) for name in DEFAULT_PASSES)
+    emit: tuple[Literal["onnx", "torchscript", "pt2"], ...] = ("onnx",)
+    opset: Annotated[int, Field(ge=18, le=26)] = 20
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?|mps)$")] = "cpu"
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    num_samples: Annotated[int, Field(ge=2)] | None = None
+    pass_dirs: tuple[str, ...] = ()
+    allow_pickle: bool = False
+    verify: VerifySettings = VerifySettings()
+
+    @field_validator("emit", "passes", "pass_dirs", mode="before")
+    @classmethod
+    def _list_to_tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("emit")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("names no format")
+        if len(set(value)) != len(value):
+            raise ValueError("names a format twice")
+        return value
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data in the form of the YAML file, every field written out."""
+        data: dict[str, Any] = self.model_dump(mode="json")
+        return data
+
+
+def known_keys(location: tuple[int | str, ...]) -> Mapping[str, object]:
+    """The keys that a section of a recipe may hold; empty where the section is free (the options of a pass)."""
+    section: Any = Recipe
+    for part in location:
+        field = section.model_fields.get(part) if isinstance(part, str) else None
+        section = field.annotation if field else None
+        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+            return {}
+    fields: Mapping[str, object] = section.model_fields
+    return fields

@@ -1,0 +1,21 @@
+"""Shows what a run found. Reads JSON only, so a report can be shown without the model, its data or torch."""
+
+from __future__ import annotations
+
+from vlmopt.report.markdown import compare_markdown, render_markdown
+from vlmopt.report.schema import Report, read_report
+from vlmopt.report.tables import Table, comparison_table, report_tables
+from vlmopt.report.terminal import compare_terminal, render_terminal, table_renderables
+
+__all__ = [
+    "Report",
+    "Table",
+    "compare_markdown",
+    "compare_terminal",
+    "comparison_table",
+    "read_report",
+    "render_markdown",
+    "render_terminal",
+    "report_tables",
+    "table_renderables",
+]

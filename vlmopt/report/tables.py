@@ -1,0 +1,177 @@
+"""A report as a few tables of text, which the terminal and Markdown both show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vlmopt.report.schema import BranchSection, CostSection, PassSection, Report
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text below a title. `n_text_columns` columns from the left hold words, the others numbers."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    n_text_columns: int = 1
+    note: str = ""
+
+
+def report_tables(report: Report) -> list[Table]:
+    """Before and after, what was cut, passes, gates and stages; a table without rows is left out."""
+    makers = (_before_after, _branches, _passes, _refusals, _gates, _stages)
+    return [table for table in (make(report) for make in makers) if table.rows]
+
+
+def comparison_table(reports: Sequence[Report]) -> Table:
+    """One row a report, to see what different tasks leave of one model."""
+    rows = tuple(_comparison_row(report) for report in reports)
+    quality = ("task", "metric", "original", "optimized", "drop (points)")
+    return Table("Comparison", (*quality, "branches kept", "parameters", "MACs", "speed-up"), rows, n_text_columns=2)
+
+
+def points(fraction: float) -> str:
+    return f"{100 * fraction:.1f}"
+
+
+def count(number: float) -> str:
+    """A count with a decimal prefix: 1234567 -> 1.23 M."""
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= size:
+            return f"{number / size:.3g} {prefix}"
+    return f"{number:.3g}"
+
+
+def _before_after(report: Report) -> Table:
+    result = report.result
+    rows: list[tuple[str, ...]] = []
+    note = ""
+    if result.metric is not None:
+        metric = result.metric
+        before = f"{points(metric.original)} {_interval(metric.original_interval95)}"
+        after = f"{points(metric.optimized)} {_interval(metric.optimized_interval95)}"
+        rows.append((f"{metric.name} (%)", before, after, f"{0 - metric.drop_points:+.1f} points"))
+        for name, (original, optimized) in metric.all.items():
+            if name != metric.name:
+                change = f"{100 * (optimized - original):+.1f} points"
+                rows.append((f"{name} (%)", points(original), points(optimized), change))
+        low, high = metric.drop_interval95
+        p_value = f", p = {metric.p_value:.2g}" if metric.p_value is not None else ""
+        note = f"Drop {metric.drop_points:.1f} points (95 % interval {low:.1f} to {high:.1f}{p_value}), n = {metric.n}."
+    rows += _cost_rows(result.cost.original, result.cost.optimized)
+    if result.size_bytes is not None:
+        size = result.size_bytes
+        change = _factor(size.original, size.optimized)
+        rows.append(("size on disk (B)", count(size.original), count(size.optimized), change))
+    for name, pair in result.latency_ms.items():
+        after = f"{pair.optimized.median_ms:.2f}" if pair.optimized else "gone"
+        ratio = f"{pair.ratio:.2f} times faster" if pair.ratio else ""
+        rows.append((f"{name} latency (ms)", f"{pair.original.median_ms:.2f}", after, ratio))
+    return Table("Before and after", ("", "original", "optimized", "change"), tuple(rows), note=note)
+
+
+def _cost_rows(original: CostSection, optimized: CostSection) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for label, field in (
+        ("parameters", "parameters"),
+        ("parameters (B)", "parameters_bytes"),
+        ("MACs for one sample", "macs"),
+        ("activations (B)", "activation_bytes"),
+    ):
+        before, after = getattr(original, field), getattr(optimized, field)
+        if before or after:
+            rows.append((label, count(before), count(after), _factor(before, after)))
+    return rows
+
+
+def _factor(before: float, after: float) -> str:
+    if not before or not after or before == after:
+        return ""
+    return f"{before / after:.2f} times smaller" if before > after else f"{after / before:.2f} times larger"
+
+
+def _interval(bounds: tuple[float, float]) -> str:
+    return f"[{points(bounds[0])}, {points(bounds[1])}]"
+
+
+def _branches(report: Report) -> Table:
+    has_cut = any(not branch.kept for branch in report.branches)
+    rows = tuple(_branch_row(branch) for branch in report.branches) if has_cut else ()
+    n_kept = sum(branch.kept for branch in report.branches)
+    note = f"{n_kept} of {len(report.branches)} branches are kept. Importance: how much the loss grows without it."
+    columns = ("component", "branch", "kind", "", "parameters", "MACs", "importance")
+    return Table("What was cut", columns, rows, n_text_columns=4, note=note)
+
+
+def _branch_row(branch: BranchSection) -> tuple[str, ...]:
+    score = "" if branch.score is None else f"{branch.score:.4f}"
+    if branch.score is not None and branch.stderr is not None:
+        score += f" ± {branch.stderr:.4f}"
+    kept = "kept" if branch.kept else "cut"
+    return branch.component, branch.name, branch.kind, kept, count(branch.params), count(branch.macs), score
+
+
+def _passes(report: Report) -> Table:
+    columns = ("pass", "promise", "verdict", "sites", "applied", "refused", "predicted MACs", "counted MACs",
+               "predicted parameters", "counted parameters")  # fmt: skip
+    note = "Predicted by the plan and counted on the graph afterwards; both are savings."
+    return Table("Passes", columns, tuple(_pass_row(step) for step in report.passes), n_text_columns=3, note=note)
+
+
+def _pass_row(step: PassSection) -> tuple[str, ...]:
+    numbers = (str(step.n_sites), str(step.n_applied), str(len(step.refusals)))
+    macs = (count(step.predicted.macs), count(step.counted.macs))
+    parameters = (count(step.predicted.parameters), count(step.counted.parameters))
+    return (f"{step.step} {step.name}", step.promise, step.verdict, *numbers, *macs, *parameters)
+
+
+def _refusals(report: Report) -> Table:
+    """Refusals grouped by reason: a pass may refuse a hundred candidates for one reason."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for step in report.passes:
+        for refusal in step.refusals:
+            grouped.setdefault((step.name, refusal.reason), []).append(refusal.name)
+    rows = tuple((name, reason, names[0], str(len(names))) for (name, reason), names in grouped.items())
+    return Table("Left alone", ("pass", "reason", "first of them", "number"), rows, n_text_columns=3)
+
+
+def _gates(report: Report) -> Table:
+    return gates_table([gate.model_dump() for gate in report.gates])
+
+
+def gates_table(gates: Sequence[Mapping[str, Any]]) -> Table:
+    """Gates as JSON holds them: name, passed, found, allowed."""
+    verdicts = {True: "passed", False: "FAILED"}
+    rows = tuple((g["name"], verdicts[g["passed"]], _value(g["found"]), _value(g["allowed"])) for g in gates)
+    return Table("Gates", ("gate", "verdict", "found", "allowed"), rows, n_text_columns=2)
+
+
+def _value(value: float | str | None) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else f"{value:.4g}"
+
+
+def _stages(report: Report) -> Table:
+    rows = tuple((stage.name, f"{stage.seconds:.1f}") for stage in report.stages)
+    total = sum(stage.seconds for stage in report.stages)
+    return Table("Stages", ("stage", "seconds"), rows, note=f"{total:.1f} s in all.")
+
+
+def _comparison_row(report: Report) -> tuple[str, ...]:
+    metric, cost = report.result.metric, report.result.cost
+    task = report.task.name if report.task else "(none)"
+    kept = f"{sum(b.kept for b in report.branches)} of {len(report.branches)}" if report.branches else ""
+    if metric is None:
+        quality = ("", "", "", "")
+    else:
+        quality = (metric.name, points(metric.original), points(metric.optimized), f"{metric.drop_points:.1f}")
+    ratios = [f"{name} {pair.ratio:.2f}" for name, pair in report.result.latency_ms.items() if pair.ratio]
+    sizes = (
+        f"{count(cost.original.parameters)} → {count(cost.optimized.parameters)}",
+        f"{count(cost.original.macs)} → {count(cost.optimized.macs)}",
+    )
+    return (task, *quality, kept, *sizes, ", ".join(ratios))

@@ -1,0 +1,138 @@
+"""One pass over one program: plan, choose, apply, check. The pass proposes; this module measures and judges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
+
+from vlmopt.core.contract import Context, Pass, Plan, Promise, Refusal, Site
+from vlmopt.core.cost import Cost
+from vlmopt.core.errors import PassError, VlmoptError
+from vlmopt.core.program import Program
+from vlmopt.graph.costing import program_cost
+from vlmopt.graph.modules import clone_graph
+from vlmopt.graph.text import component_text
+from vlmopt.rewrite.invariants import Snapshot, check_invariants, stamp_new_nodes
+
+T = TypeVar("T")
+Choose = Callable[[Program, Plan], Sequence[Site]]
+
+
+class Observer(Protocol):
+    """Sees every step and every site; it never changes anything."""
+
+    def before(self, step: int, pass_: Pass, program: Program) -> None: ...
+
+    def after(self, result: StepResult) -> None: ...
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one pass did. `predicted` is the sum of the applied sites' savings, `counted` the measured difference."""
+
+    step: int
+    name: str
+    promise: Promise
+    program: Program
+    plan: Plan
+    applied: tuple[Site, ...]
+    gone: tuple[Site, ...]  # died with an earlier site of the same step
+    left: tuple[Site, ...]  # not chosen, or out of fuel
+    predicted: Cost
+    counted: Cost
+    text_before: dict[str, str]
+    text_after: dict[str, str]
+
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        return self.plan.refusals
+
+
+def clone_program(program: Program) -> Program:
+    """The program with cloned graphs; tensors and leaf modules are shared."""
+    return program.with_components(
+        {name: replace(part, graph=clone_graph(part.graph)) for name, part in program.components.items()}
+    )
+
+
+def run_step(
+    program: Program,
+    pass_: Pass,
+    context: Context,
+    *,
+    step: int,
+    choose: Choose | None = None,
+    fuel: int | None = None,
+    observers: Sequence[Observer] = (),
+) -> StepResult:
+    """Applies one pass to a clone of the program.
+
+    Args:
+        choose: picks among the candidates of a LOSSY pass whose options name no sites; without it all are applied.
+        fuel: largest number of sites to apply.
+
+    Raises:
+        PassError: the pass failed, or broke its contract; the program given is untouched.
+    """
+    for observer in observers:
+        observer.before(step, pass_, program)
+    before = Snapshot.of(program)
+    plan = _guarded(pass_, step, "plan", lambda: pass_.plan(program, context))
+    check_invariants(before, program, pass_, step, n_applied=0)
+    chosen = list(plan.sites)
+    if not plan.is_chosen and choose is not None:
+        chosen = list(choose(program, plan))
+    chosen, unfuelled = (chosen, []) if fuel is None else (chosen[:fuel], chosen[fuel:])
+    clone = clone_program(program)
+    applied, gone = [], []
+    for site in chosen:
+        changed = _apply(pass_, clone, site, context, step)
+        (applied if changed else gone).append(site)
+    stamp_new_nodes(before, clone, pass_, step)
+    check_invariants(before, clone, pass_, step, n_applied=len(applied))
+    names = {site.name for site in chosen}
+    result = StepResult(
+        step=step,
+        name=pass_.name,
+        promise=pass_.promise,
+        program=clone,
+        plan=plan,
+        applied=tuple(applied),
+        gone=tuple(gone),
+        left=tuple([*unfuelled, *(site for site in plan.sites if site.name not in names and site not in unfuelled)]),
+        predicted=sum((site.saving for site in applied), Cost()),
+        counted=program_cost(program) - program_cost(clone),
+        text_before=before.texts,
+        text_after=program_text(clone),
+    )
+    for observer in observers:
+        observer.after(result)
+    return result
+
+
+def program_text(program: Program) -> dict[str, str]:
+    return {name: component_text(component) for name, component in program.components.items()}
+
+
+def _apply(pass_: Pass, program: Program, site: Site, context: Context, step: int) -> bool:
+    """Whether the site's edit changed the program; a site can die with an earlier one."""
+    before = program_text(program)
+    _guarded(pass_, step, f"apply {site.name}", lambda: pass_.apply(program, site, context))
+    for component in program.components.values():
+        component.graph.graph.lint()
+        component.graph.recompile()
+    return program_text(program) != before
+
+
+def _guarded(pass_: Pass, step: int, action: str, call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except VlmoptError:
+        raise
+    except Exception as error:
+        raise PassError(
+            f"step {step} {pass_.name}, {action}",
+            f"raised {type(error).__name__}: {error}",
+            remedy="leave the pass out, or run with --debug and send its author the traceback",
+        ) from error

@@ -1,0 +1,9 @@
+"""Runs an artifact directory with ONNX Runtime, the way the original model is called. Nothing here needs torch."""
+
+from __future__ import annotations
+
+from vlmopt.runtime.latency import Latency, LatencyTable, Ratio, measure_latency
+from vlmopt.runtime.model import Model, load
+from vlmopt.runtime.session import Session, check_files, open_session
+
+__all__ = ["Latency", "LatencyTable", "Model", "Ratio", "Session", "check_files", "load", "measure_latency", "open_session"]

@@ -1,0 +1,126 @@
+"""Latency of several models, side by side.
+
+One session lives at a time, since the idle threads of a live session spin and slow all others down (eight live sessions
+made every one two to three times slower). The models take turns in rounds (A, B, A, B), so that noise hits all alike.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+Feed = Mapping[str, NDArray[Any]]
+
+
+class Runnable(Protocol):
+    """What an ONNX Runtime session does."""
+
+    def run(self, output_names: None, input_feed: dict[str, NDArray[Any]], /) -> object: ...
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one call, over all rounds; `round_medians_ms` has one median a round."""
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    n: int
+    round_medians_ms: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times longer one model takes than another: of the medians, with the extremes over the rounds."""
+
+    value: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True)
+class LatencyTable(Mapping[str, Latency]):
+    """The latencies by name."""
+
+    rows: Mapping[str, Latency]
+
+    def __getitem__(self, name: str) -> Latency:
+        return self.rows[name]
+
+    def __iter__(self) -> Any:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def ratio(self, slow: str, fast: str) -> Ratio:
+        """`slow` over `fast`; each round compares what was measured next to each other."""
+        top, bottom = self.rows[slow], self.rows[fast]
+        rounds = [a / b for a, b in zip(top.round_medians_ms, bottom.round_medians_ms, strict=True)]
+        return Ratio(top.median_ms / bottom.median_ms, min(rounds), max(rounds))
+
+
+def measure_latency(
+    factories: Mapping[str, Callable[[], Runnable]],
+    feeds: Mapping[str, Feed],
+    *,
+    runs: int = 50,
+    warmup: int = 5,
+    rounds: int = 3,
+) -> LatencyTable:
+    """Latency of every model on its feed.
+
+    Args:
+        factories: make a session when it is the model's turn; it is deleted before the next one's.
+        runs: timed calls of each model, shared out evenly over the rounds (at least one a round).
+        warmup: untimed calls after each creation.
+    """
+    if runs < 1 or rounds < 1 or warmup < 0:
+        raise ValueError(f"runs {runs}, rounds {rounds} and warmup {warmup} must be positive")
+    rounds = min(rounds, runs)
+    shares = [runs // rounds + (turn < runs % rounds) for turn in range(rounds)]
+    found: dict[str, list[list[float]]] = {name: [] for name in factories}
+    for share in shares:
+        for name, make in factories.items():
+            found[name].append(_timed(make, dict(feeds[name]), runs=share, warmup=warmup))
+    return LatencyTable({name: _summary(times) for name, times in found.items()})
+
+
+def _timed(make: Callable[[], Runnable], feed: dict[str, NDArray[Any]], *, runs: int, warmup: int) -> list[float]:
+    session = make()
+    try:
+        for _ in range(warmup):
+            session.run(None, feed)
+        times = []
+        for _ in range(runs):
+            start = time.perf_counter()
+            session.run(None, feed)
+            times.append((time.perf_counter() - start) * 1e3)
+        return times
+    finally:
+        del session
+        gc.collect()  # the threads of a session that a cycle keeps alive would spin on
+
+
+def _summary(rounds: list[list[float]]) -> Latency:
+    times = sorted(value for values in rounds for value in values)
+    return Latency(
+        median_ms=statistics.median(times),
+        p10_ms=_quantile(times, 0.1),
+        p90_ms=_quantile(times, 0.9),
+        n=len(times),
+        round_medians_ms=tuple(statistics.median(values) for values in rounds),
+    )
+
+
+def _quantile(ordered: list[float], fraction: float) -> float:
+    position = fraction * (len(ordered) - 1)
+    low = int(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)

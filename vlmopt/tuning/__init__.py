@@ -1,0 +1,1 @@
+"""Recovers accuracy after a cut, cheapest means first."""

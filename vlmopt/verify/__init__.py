@@ -1,0 +1,1 @@
+"""Compares numbers: graphs with graphs, artifacts with programs, models on a task."""

@@ -1,0 +1,147 @@
+"""Numerical comparisons: a step with the program before it, an artifact with the program in its own runtime."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlmopt.core.contract import Promise
+from vlmopt.core.errors import ArtifactError
+from vlmopt.core.program import Assembly, Component, Program
+from vlmopt.core.workload import Feed
+from vlmopt.graph.replay import run_component
+from vlmopt.graph.similarity import class_embeddings, similarity_logits
+from vlmopt.verify.tolerances import ARTIFACT, allowed
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One check: what was found, and what was allowed."""
+
+    name: str
+    passed: bool
+    found: float
+    allowed: float
+
+
+def difference(found: Tensor, wanted: Tensor) -> float:
+    """Largest absolute difference over the largest absolute wanted value; infinite where shapes or NaNs differ."""
+    if found.shape != wanted.shape or bool(torch.isnan(found).any()) != bool(torch.isnan(wanted).any()):
+        return float("inf")
+    scale = float(wanted.double().abs().max().clamp(min=1e-6)) if wanted.numel() else 1.0
+    return float((found.double() - wanted.double()).abs().max()) / scale if wanted.numel() else 0.0
+
+
+def check_step(name: str, promise: Promise, before: Program, after: Program, feeds: Mapping[str, Feed]) -> Gate | None:
+    """Whether a pass kept its promise on these inputs; None for LOSSY passes, which the task judges."""
+    dtype = next(iter(before.components.values())).outputs[0].dtype
+    limit = allowed(promise, dtype)
+    if limit is None:
+        return None
+    wanted, found = program_scores(before, feeds), program_scores(after, feeds)
+    if wanted.keys() != found.keys():  # a pass may fold two embeddings into scores: compare scores then
+        wanted, found = _joined(before, wanted), _joined(after, found)
+    worst = max(difference(found[key], wanted[key]) for key in wanted)
+    return Gate(f"{name} is {promise.value}", worst <= limit, worst, limit)
+
+
+def program_scores(program: Program, feeds: Mapping[str, Feed]) -> dict[str, Tensor]:
+    """Every component's output on one batch; fixed inputs take the place of a feed."""
+    scores: dict[str, Tensor] = {}
+    for name, component in program.components.items():
+        feed = program.fixed_inputs.get(name) or feeds[name]
+        scores[component.outputs[0].name] = run_component(component, [feed])
+    return scores
+
+
+def _joined(program: Program, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    if program.assembly is not Assembly.DUAL or program.similarity is None:
+        return {"logits": next(iter(scores.values()))}
+    image, text = scores["image_embeds"], scores["text_embeds"]
+    if program.labels:
+        text = class_embeddings(text, len(program.labels))
+    return {"logits": similarity_logits(image, text, program.similarity)}
+
+
+Runner = Callable[[Feed], Tensor]
+
+
+def open_onnx(path: Path) -> Runner:
+    """The first output of an ONNX file, in ONNX Runtime."""
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ArtifactError(str(path), f"ONNX Runtime cannot load it ({str(error).splitlines()[0][:200]})") from error
+    names = {value.name for value in session.get_inputs()}
+
+    def run(feed: Feed) -> Tensor:
+        arrays = {key: np.ascontiguousarray(value.numpy()) for key, value in feed.items() if key in names}
+        return torch.from_numpy(np.asarray(session.run(None, arrays)[0]))
+
+    return run
+
+
+def open_torchscript(path: Path) -> Runner:
+    """The first output of a TorchScript file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            module = torch.jit.load(str(path))
+        except (RuntimeError, ValueError) as error:
+            raise ArtifactError(str(path), f"cannot be loaded ({str(error).splitlines()[0][:200]})") from error
+
+    def run(feed: Feed) -> Tensor:
+        with torch.no_grad():
+            return _first(module(*feed.values()))
+
+    return run
+
+
+def open_pt2(path: Path) -> Runner:
+    """The first output of a saved torch.export program."""
+    try:
+        module = torch.export.load(str(path)).module()
+    except Exception as error:
+        raise ArtifactError(str(path), f"cannot be loaded ({str(error).splitlines()[0][:200]})") from error
+
+    def run(feed: Feed) -> Tensor:
+        with torch.no_grad():
+            return _first(module(*feed.values()))
+
+    return run
+
+
+def _first(value: Tensor | Sequence[Tensor]) -> Tensor:
+    return value if isinstance(value, Tensor) else value[0]
+
+
+OPENERS: dict[str, Callable[[Path], Runner]] = {"onnx": open_onnx, "torchscript": open_torchscript, "pt2": open_pt2}
+
+
+def check_file(name: str, path: Path, kind: str, cases: Sequence[tuple[Feed, Tensor]], *, dtype: str) -> Gate:
+    """Whether a graph file computes what was recorded for every case (inputs, wanted output)."""
+    run = OPENERS[kind](path)
+    worst = max(difference(run(feed), wanted) for feed, wanted in cases)
+    return Gate(name, worst <= ARTIFACT[dtype], worst, ARTIFACT[dtype])
+
+
+def two_shapes(component: Component, feed: Feed) -> list[Feed]:
+    """Inputs at two shapes from one batch of the task: other batch, other text length."""
+    ordered = {spec.name: feed[spec.name] for spec in component.inputs}
+    small = {key: value[:1] for key, value in ordered.items()}
+    large = {}
+    for spec in component.inputs:
+        value = ordered[spec.name]
+        value = torch.cat([value, value])[:5] if len(value) < 5 else value[:5]
+        if "text" in spec.shape:
+            value = torch.nn.functional.pad(value, (0, 1))
+        large[spec.name] = value
+    return [small, large]

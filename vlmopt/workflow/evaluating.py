@@ -1,0 +1,117 @@
+"""The metric of a model or of an artifact on a task's test split."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmopt.core.errors import ArtifactError, TaskError
+from vlmopt.core.manifest import MANIFEST, ComponentEntry, Manifest, read_manifest
+from vlmopt.core.program import Assembly, Component, Dim, ModelSource, Program, Similarity, TensorSpec
+from vlmopt.core.progress import Progress, Silent
+from vlmopt.graph.replay import run_component
+from vlmopt.preprocess import Preprocessor
+from vlmopt.rundir import REPORT_JSON
+from vlmopt.tasks.binding import TaskSource, TaskWorkload
+from vlmopt.tasks.dataset import load_task
+from vlmopt.verify.parity import OPENERS
+from vlmopt.verify.statistics import mean_interval
+from vlmopt.workflow.opening import open_model, open_task, with_fitted_head
+
+
+def evaluate(
+    target: str,
+    task: str,
+    *,
+    num_samples: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str = "float32",
+    allow_pickle: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """The metric of an artifact directory or of a model on the test split.
+
+    A task that brings its own head has it fitted on the profile split first (at most `num_samples` of it).
+    """
+    show = progress or Silent()
+    if (Path(target) / MANIFEST).is_file():
+        return evaluate_artifact(Path(target), task, progress=show)
+    opened = open_model(target, device=device, dtype=dtype, allow_pickle=allow_pickle, progress=show)
+    bound = open_task(opened, task, seed=seed, progress=show)
+    fit = bound.source.workload(bound.program, "profile", limit=num_samples)
+    program = with_fitted_head(bound.program, fit, seed=seed, progress=show)
+    workload = bound.source.open_test(program)
+    outputs: dict[str, Tensor] = {}
+    for name, component in program.components.items():
+        feeds = workload.feeds[name]
+        outputs[name] = run_component(component, show.track(feeds, f"evaluating {name}", total=len(feeds)))
+    return _result(target, workload, outputs, seed=seed)
+
+
+def evaluate_artifact(path: Path, task: str, *, progress: Progress) -> dict[str, Any]:
+    """The metric of an artifact in its own runtime, beside what its report says (`recorded`)."""
+    manifest = read_manifest(path)
+    loaded = load_task(task)
+    if manifest.task is not None and loaded.specification.kind.value != manifest.task:
+        found = f"is a task of kind {loaded.specification.kind.value}"
+        raise TaskError(task, found, expected=f"{manifest.task}, which the artifact was made for")
+    program = _signature_of(manifest)
+    workload = TaskSource(loaded, Preprocessor.load(path)).open_test(program)
+    outputs: dict[str, Tensor] = {}
+    for name, entry in manifest.components.items():
+        kind, file = next(iter(entry.files.items()))
+        run, feeds = OPENERS[kind](path / file), workload.feeds[name]
+        tracked = progress.track(feeds, f"evaluating {name}", total=len(feeds))
+        outputs[name] = torch.cat([run(feed) for feed in tracked])
+    result = _result(str(path), workload, outputs, seed=manifest.seed)
+    return {**result, "recorded": _recorded(path)}
+
+
+def _recorded(path: Path) -> float | None:
+    report = path / REPORT_JSON
+    if not report.is_file():
+        raise ArtifactError(str(path), f"has no {REPORT_JSON}")
+    metric = json.loads(report.read_text(encoding="utf-8"))["result"]["metric"]
+    return None if metric is None else float(metric["optimized"])
+
+
+def _signature_of(manifest: Manifest) -> Program:
+    """A program with the artifact's signature and no nodes: what a task needs to feed it and to read its outputs."""
+    components = {name: _empty(name, entry) for name, entry in manifest.components.items()}
+    dims = {key: Dim(key, dim.minimum, dim.maximum, dim.typical) for key, dim in manifest.dims.items()}
+    similarity = manifest.similarity
+    source = ModelSource(**manifest.source.model_dump())
+    return Program(
+        Assembly(manifest.assembly),
+        components,
+        dims,
+        source,
+        None if similarity is None else Similarity(similarity.scale, similarity.bias),
+        labels=manifest.labels,
+    )
+
+
+def _empty(name: str, entry: ComponentEntry) -> Component:
+    specs = [
+        tuple(TensorSpec(spec.name, tuple(spec.shape), spec.dtype) for spec in side)
+        for side in (entry.inputs, entry.outputs)
+    ]
+    graph = torch.fx.GraphModule(torch.nn.Module(), torch.fx.Graph())
+    return Component(name, graph, specs[0], specs[1])
+
+
+def _result(target: str, workload: TaskWorkload, outputs: dict[str, Tensor], *, seed: int) -> dict[str, Any]:
+    items = workload.item_scores(outputs).numpy()
+    return {
+        "target": target,
+        "metric": workload.metric,
+        "value": float(items.mean()),
+        "interval95": mean_interval(items, list(workload.item_groups), seed=seed),
+        "n": workload.n_items,
+        "all": workload.metrics(outputs),
+    }

@@ -1,0 +1,86 @@
+"""Opens a model and a task, and binds the two: how every command begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from vlmopt.capture import capture
+from vlmopt.capture.loading import resolve_folder
+from vlmopt.core.program import Program
+from vlmopt.core.progress import Progress
+from vlmopt.core.workload import Workload
+from vlmopt.graph.replay import run_component
+from vlmopt.preprocess import Preprocessor
+from vlmopt.tasks.binding import TaskSource, bind
+from vlmopt.tasks.dataset import Task, load_task
+from vlmopt.tuning.closed_form import has_unfitted_head, recover_heads
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A captured model with its processor and the folder it came from."""
+
+    program: Program
+    preprocessor: Preprocessor
+    folder: Path
+
+
+@dataclass(frozen=True)
+class OpenedTask:
+    """A task with the program bound to it and the source of its workloads."""
+
+    program: Program
+    task: Task
+    source: TaskSource
+
+
+def open_model(model: str, *, device: str, dtype: str, allow_pickle: bool, progress: Progress) -> OpenedModel:
+    """The model, captured at the image size that its processor makes."""
+    with progress.stage("capture"):
+        folder = resolve_folder(model)
+        preprocessor = Preprocessor.load(folder)
+        program = capture(
+            model, image=preprocessor.image_size, device=device, dtype=dtype, allow_pickle=allow_pickle
+        )
+    return OpenedModel(program, preprocessor, folder)
+
+
+def open_task(opened: OpenedModel, path: str, *, seed: int, progress: Progress) -> OpenedTask:
+    """The task, with the model bound to it."""
+    with progress.stage("task"):
+        task = load_task(path)
+        program = bind(opened.program, task, opened.preprocessor)
+    return OpenedTask(program, task, TaskSource(task, opened.preprocessor, seed=seed))
+
+
+class LazyOutputs(Mapping[str, Tensor]):
+    """Outputs of a program's components on a workload, each computed when it is first asked for."""
+
+    def __init__(self, program: Program, workload: Workload, *, progress: Progress) -> None:
+        self._program, self._workload, self._progress = program, workload, progress
+        self._known: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._known:
+            feeds = self._workload.feeds[name]
+            tracked = self._progress.track(feeds, f"running {name}", total=len(feeds))
+            self._known[name] = run_component(self._program.components[name], tracked)
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._program.components if name in self._workload.feeds)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def with_fitted_head(program: Program, workload: Workload, *, seed: int, progress: Progress) -> Program:
+    """The program the others are compared with: where the task brings its own head, it is fitted here for the first time."""
+    if not has_unfitted_head(program):
+        return program
+    heads = frozenset(program.heads)
+    return recover_heads(program, workload, {}, components=heads, progress=progress, seed=seed)

@@ -1,0 +1,177 @@
+"""Measures the importance of every branch and layer of a model for a task, and writes the profile."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from vlmopt import __version__
+from vlmopt.core.program import Program
+from vlmopt.core.progress import Progress, Silent
+from vlmopt.graph.branches import find_branches
+from vlmopt.graph.costing import nodes_cost
+from vlmopt.profiling.block_influence import BlockInfluence
+from vlmopt.profiling.document import (
+    Profile,
+    ProfileCost,
+    ProfiledModel,
+    ProfiledScore,
+    ProfiledTask,
+    profile_as_dict,
+)
+from vlmopt.profiling.estimator import Checkpoint, Estimator, Score
+from vlmopt.profiling.leave_one_out import LeaveOneOut
+from vlmopt.rundir import RunFile
+from vlmopt.tasks.binding import TaskWorkload
+from vlmopt.tasks.dataset import Task
+from vlmopt.workflow.opening import open_model, open_task, with_fitted_head
+
+
+def make_estimator(name: str, scoring: str, *, with_layers: bool = True) -> Estimator:
+    """The estimator of this name."""
+    if name == "block-influence":
+        return BlockInfluence(with_layers=with_layers)
+    return LeaveOneOut(is_refit=scoring == "refit", with_layers=with_layers)
+
+
+def profile_model(
+    model: str,
+    task: str,
+    output: Path,
+    *,
+    estimator: str = "leave-one-out",
+    scoring: str = "refit",
+    num_samples: int = 512,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str = "float32",
+    allow_pickle: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Profiles a model on the task's profile split and writes the file; a killed run continues where it stopped."""
+    show = progress or Silent()
+    settings = [estimator, scoring, num_samples, seed, device, dtype]
+    key = digest([str(Path(model).resolve()), str(Path(task).resolve()), *settings, __version__])
+    with RunFile(output, key=key, force=force) as run:
+        opened = open_model(model, device=device, dtype=dtype, allow_pickle=allow_pickle, progress=show)
+        bound = open_task(opened, task, seed=seed, progress=show)
+        workload = bound.source.workload(bound.program, "profile", limit=num_samples)
+        program = with_fitted_head(bound.program, workload, seed=seed, progress=show)
+        fresh = f"{opened.program.source.fingerprint[:16]}-{workload.fingerprint[:16]}"
+        profile = measure_profile(
+            program,
+            bound.task,
+            workload,
+            make_estimator(estimator, scoring),
+            scoring=scoring,
+            seed=seed,
+            dtype=dtype,
+            checkpoint=checkpoint_in(run.work(f"10-profile/{fresh}")),
+            progress=show,
+        )
+        run.publish(profile.to_json())
+    return profile_as_dict(profile)
+
+
+def measure_profile(
+    program: Program,
+    task: Task,
+    workload: TaskWorkload,
+    estimator: Estimator,
+    *,
+    scoring: str,
+    seed: int,
+    dtype: str,
+    checkpoint: Checkpoint,
+    progress: Progress,
+) -> Profile:
+    """The profile of a bound program, its heads fitted, on a workload."""
+    start = time.perf_counter()
+    with progress.stage("profile"):
+        estimate = estimator.estimate(program, workload, progress=progress, checkpoint=checkpoint, seed=seed)
+    source = program.source
+    return Profile(
+        vlmopt=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=ProfiledModel(
+            path=source.path,
+            model_type=source.model_type,
+            architecture=source.architecture,
+            fingerprint=source.fingerprint,
+        ),
+        task=ProfiledTask(
+            name=task.specification.name,
+            kind=task.specification.kind.value,
+            fingerprint=workload.fingerprint,
+            n_items=workload.n_items,
+        ),
+        estimator=estimator.name,
+        scoring=scoring,
+        unit=estimator.unit,
+        seed=seed,
+        dtype=dtype,
+        versions=versions(),
+        cost=ProfileCost(
+            forward_passes=estimate.forward_passes, seconds=round(time.perf_counter() - start, 2)
+        ),
+        reference_loss=None if math.isnan(estimate.reference_loss) else estimate.reference_loss,
+        scores=tuple(_row(program, score) for score in estimate.scores),
+    )
+
+
+def _row(program: Program, score: Score) -> ProfiledScore:
+    component = program.components[score.unit.component]
+    branches = {branch.name: branch for branch in find_branches(component.graph)}
+    members = [branches[name] for name in score.unit.branches]
+    nodes = dict.fromkeys(node for branch in members for node in branch.region)
+    cost = nodes_cost(component, nodes, program.dims)
+    return ProfiledScore(
+        component=score.unit.component,
+        name=score.unit.name,
+        scope="layer" if score.unit.is_layer else "branch",
+        kind="layer" if score.unit.is_layer else members[0].kind.value,
+        layer=members[0].layer,
+        branches=score.unit.branches,
+        params=cost.parameters,
+        macs=cost.macs,
+        score=score.mean,
+        stderr=None if math.isnan(score.standard_error) else score.standard_error,
+    )
+
+
+def checkpoint_in(folder: Path) -> Checkpoint:
+    """Keeps every batch's values in a file of its own, so that a killed run loses one batch at most."""
+
+    def checkpoint(key: str, compute: Any) -> dict[str, torch.Tensor]:
+        path = folder / f"{key}.safetensors"
+        if path.is_file():
+            return load_file(path)
+        values: dict[str, torch.Tensor] = {name: value.contiguous() for name, value in compute().items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        save_file({name: value.clone() for name, value in values.items()}, temporary)
+        temporary.rename(path)
+        return values
+
+    return checkpoint
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that can change a number."""
+    names = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def digest(values: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()

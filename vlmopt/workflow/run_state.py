@@ -1,0 +1,97 @@
+"""What one run of `vlmopt optimize` knows, passed from stage to stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from vlmopt.core.ledger import Ledger
+from vlmopt.core.program import Component, Program
+from vlmopt.core.progress import Progress
+from vlmopt.core.workload import Feed
+from vlmopt.planning.choice import Choice
+from vlmopt.profiling.document import Profile
+from vlmopt.recipe.schema import Recipe
+from vlmopt.rundir import RunDirectory
+from vlmopt.tasks.binding import TaskWorkload
+from vlmopt.verify.parity import Gate
+from vlmopt.workflow.opening import OpenedModel, OpenedTask
+
+PARITY_BATCH = 4
+
+
+@dataclass
+class RunState:
+    """`original` is the program everything is compared with; `fit` is the profile split that heads are fitted on."""
+
+    recipe: Recipe
+    run: RunDirectory
+    opened: OpenedModel
+    bound: OpenedTask | None
+    ledger: Ledger
+    progress: Progress
+    fit: TaskWorkload | None = None
+    profile: Profile | None = None
+    importance: dict[str, float] = field(default_factory=dict)
+    choices: list[Choice] = field(default_factory=list)
+    gates: list[Gate] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    _original: Program | None = None
+    _optimized: Program | None = None
+
+    @property
+    def original(self) -> Program:
+        assert self._original is not None, "set up first"
+        return self._original
+
+    @original.setter
+    def original(self, program: Program) -> None:
+        self._original = program
+
+    @property
+    def optimized(self) -> Program:
+        assert self._optimized is not None, "run the passes first"
+        return self._optimized
+
+    @optimized.setter
+    def optimized(self, program: Program) -> None:
+        self._optimized = program
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Shows a stage, and notes in the ledger how long it took."""
+        with self.progress.stage(name), self.ledger.timed(name):
+            yield
+
+    def sample_feeds(self, program: Program) -> dict[str, Feed]:
+        """A few real samples for every component; random inputs of the right shapes where there is no task."""
+        feeds: dict[str, Feed] = {}
+        for name, component in program.components.items():
+            if self.fit is not None and name in self.fit.feeds:
+                first = self.fit.feeds[name][0]
+                feeds[name] = {key: value[:PARITY_BATCH] for key, value in first.items()}
+            else:
+                feeds[name] = random_feed(component, program, seed=self.recipe.seed)
+        return feeds
+
+
+def random_feed(component: Component, program: Program, *, seed: int) -> Feed:
+    """Seeded inputs of the component's shapes: normal pixels, small token ids, a full mask."""
+    generator = torch.Generator().manual_seed(seed)
+    feed: dict[str, torch.Tensor] = {}
+    for spec in component.inputs:
+        shape = [
+            dim if isinstance(dim, int) else PARITY_BATCH if dim == "batch" else program.dims[dim].typical
+            for dim in spec.shape
+        ]
+        dtype = getattr(torch, spec.dtype)
+        if dtype.is_floating_point:
+            feed[spec.name] = torch.randn(shape, generator=generator).to(dtype)
+        elif "mask" in spec.name:
+            feed[spec.name] = torch.ones(shape, dtype=dtype)
+        else:
+            feed[spec.name] = torch.randint(1, 50, shape, generator=generator, dtype=dtype)
+    return feed
