@@ -67,7 +67,9 @@ class Canonicalize(Pass):
     @classmethod
     def cases(cls) -> Iterable[Case]:
         yield Case("assertion", lambda: program_of(_Asserting(), torch.ones(2, 4), raw=True), n_sites=1)
-        yield Case("same-dtype cast", lambda: program_of(_Casting(torch.float32), torch.ones(2, 4), raw=True), n_sites=2)
+        yield Case(
+            "same-dtype cast", lambda: program_of(_Casting(torch.float32), torch.ones(2, 4), raw=True), n_sites=2
+        )
         yield Case("real cast", lambda: program_of(_Casting(torch.float64), torch.ones(2, 4), raw=True), n_sites=1)
         yield Case("dead code", lambda: program_of(_Dead(), torch.ones(2, 4), raw=True), n_sites=1)
 

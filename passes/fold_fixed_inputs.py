@@ -1,6 +1,7 @@
 """Evaluates a text encoder whose inputs the task fixes, and turns the comparison with it into one linear map.
 
-Before: `logits = s * normalize(image(pixels)) @ normalize(text(prompts)).T + b`; after: `logits = linear(normalize(image(pixels)))`
+Before: `logits = s * normalize(image(pixels)) @ normalize(text(prompts)).T + b`;
+after: `logits = linear(normalize(image(pixels)))`
 with weight `s * normalize(mean over prompts of normalize(text(prompt)))` and bias `b`; the text encoder is gone.
 Identity: the same function; the sums are taken in another order.
 

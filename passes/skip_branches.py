@@ -57,7 +57,9 @@ class SkipBranches(Pass):
                     refusals.append(Refusal(name, component_name, "a value computed inside is read behind it"))
                 else:
                     cost = nodes_cost(component, branch.region, program.dims)
-                    sites.append(Site(name, component_name, (branch.name,), cost, f"{branch.kind.value} of {branch.layer_name}"))
+                    sites.append(
+                        Site(name, component_name, (branch.name,), cost, f"{branch.kind.value} of {branch.layer_name}")
+                    )
         check_patterns("skip-branches: branches", self.branches, names)
         return Plan(tuple(sites), tuple(refusals), is_chosen=bool(self.branches))
 

@@ -16,7 +16,7 @@ from vlmopt.core.errors import EmitError, VlmoptError
 from vlmopt.core.program import Component, Dim, TensorSpec
 from vlmopt.emit import EmittedFile, emit_onnx
 from vlmopt.emit.exported import export_component
-from vlmopt.emit.onnx_translation import DIRECT, LoweredProgram, as_lowered
+from vlmopt.emit.onnx_translation import DIRECT, TRANSLATIONS, LoweredProgram, as_lowered
 
 Files = dict[str, EmittedFile]
 BOTH = pytest.mark.parametrize("component", [image_component(), text_component()], ids=lambda c: c.name)
@@ -76,8 +76,8 @@ def test_the_file_computes_the_graph_at_two_other_shapes(component: Component, w
 def test_names_dims_ir_and_opset_are_what_was_asked_for(component: Component, written: Files) -> None:
     model = onnx.load(written[component.name].path)
     onnx.checker.check_model(model, full_check=True)
-    assert model.ir_version == 10
-    opset = {"image_encoder": 20, "text_encoder": 18}[component.name]
+    opset, ir_version = {"image_encoder": (20, 9), "text_encoder": (18, 8)}[component.name]
+    assert model.ir_version == ir_version
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", opset)]
     found = {
         value.name: tuple(size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim)
@@ -216,8 +216,14 @@ def test_known_graphs_skip_the_decomposition_and_others_do_not(component: Compon
     assert type(as_lowered(other)) is torch.export.ExportedProgram
 
 
-def test_every_operation_that_skips_it_exists_in_torch() -> None:
-    assert len(DIRECT) > 80
+def test_every_operation_that_skips_it_is_translated_by_torch_or_by_us() -> None:
+    # The one look at a private table: after an upgrade of torch this tells what left it.
+    from torch.onnx._internal.exporter import _decomp, _registration
+
+    registry = _registration.ONNXRegistry().from_torchlib(opset_version=18)
+    known = {*_decomp.get_onnx_implemented_overloads(registry), *TRANSLATIONS}
+    dropped = {torch.ops.aten._assert_scalar.default, torch.ops.aten._assert_tensor_metadata.default}
+    assert {str(target) for target in DIRECT - known - dropped if not registry.is_registered(target)} == set()
 
 
 def test_a_dim_of_one_size_becomes_that_size(tmp_path: Path) -> None:
@@ -242,7 +248,7 @@ def test_a_named_dim_that_the_graph_fixes_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("opset", [9, 17, 99])
 def test_an_opset_that_cannot_be_written_is_refused(opset: int, tmp_path: Path) -> None:
-    with pytest.raises(EmitError, match=f"opset: {opset}; expected 18 to 23"):
+    with pytest.raises(EmitError, match=f"opset: {opset}; expected 18 to 26"):
         emit_onnx(image_component(), DIMS, tmp_path / "graph.onnx", opset=opset)
 
 

@@ -55,7 +55,9 @@ def capture_component(
             raise CaptureError(name, f"input {node.name!r} came first", expected=f"input {wanted!r}")
     value = output_values(graph)[0].meta["val"]
     output = TensorSpec(str(module.output), _spec_shape(graph, value, shapes), str(value.dtype).removeprefix("torch."))
-    inputs = tuple(TensorSpec(key, tuple(shapes[key]), str(samples[0][key].dtype).removeprefix("torch.")) for key in shapes)
+    inputs = tuple(
+        TensorSpec(key, tuple(shapes[key]), str(samples[0][key].dtype).removeprefix("torch.")) for key in shapes
+    )
     component = Component(name, graph, inputs, (output,))
     _check_dims(component)
     if is_checked:
@@ -74,7 +76,8 @@ def _export(
 ) -> torch.export.ExportedProgram:
     made = {key: ExportDim(key, min=dim.minimum, max=dim.maximum) for key, dim in dims.items()}
     dynamic = {
-        key: {axis: made[dim] for axis, dim in enumerate(shape) if isinstance(dim, str)} for key, shape in shapes.items()
+        key: {axis: made[dim] for axis, dim in enumerate(shape) if isinstance(dim, str)}
+        for key, shape in shapes.items()
     }
     try:
         with rewrite, torch.no_grad(), warnings.catch_warnings():

@@ -42,7 +42,9 @@ def resolve_folder(model: str) -> Path:
         return Path(snapshot_download(model, allow_patterns=patterns))
     except Exception as error:
         found = f"neither a folder nor a model that could be fetched from the hub ({type(error).__name__})"
-        raise ModelError(model, found, remedy="give the path of a model folder, or check the id and the network") from error
+        raise ModelError(
+            model, found, remedy="give the path of a model folder, or check the id and the network"
+        ) from error
 
 
 def read_config(model: str, folder: Path) -> PretrainedConfig:
@@ -157,6 +159,9 @@ def _check_safetensors(path: Path) -> None:
 def _from_pretrained(
     cls: type[PreTrainedModel], folder: Path, config: PretrainedConfig, dtype: torch.dtype, weights: list[Path]
 ) -> PreTrainedModel:
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # progress is the caller's to show
     use_safetensors = weights[0].suffix == ".safetensors"
     try:
         model, info = cls.from_pretrained(

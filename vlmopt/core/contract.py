@@ -2,7 +2,7 @@
 
 Rules:
 1. `plan` is read-only: it returns every candidate as a `Site` or as a `Refusal` with its reason.
-2. `apply` makes one site's edit on the program it is given, all of it or none of it, and never writes a tensor in place.
+2. `apply` makes one site's edit on the program it is given, whole or not at all, and never writes a tensor in place.
 3. A pass never prints, counts or vouches for itself: the pipeline measures, verifies and reports.
 4. The fields of a pass are its options, in recipes and in help texts.
 """
@@ -53,8 +53,11 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Plan:
-    """All candidates of a pass. With `is_chosen`, the user's options already name the sites and all of them are applied;
-    without it, the sites of a LOSSY pass are candidates from which the planner chooses under the budgets."""
+    """All candidates of a pass.
+
+    With `is_chosen`, the user's options already name the sites and all of them are applied; without it, the sites of a
+    LOSSY pass are candidates from which the planner chooses under the budgets.
+    """
 
     sites: tuple[Site, ...] = ()
     refusals: tuple[Refusal, ...] = ()
@@ -74,7 +77,9 @@ class StatRequest:
 class Context:
     """What a pass may know beside the program."""
 
-    importance: Mapping[str, float] = field(default_factory=dict)  # site name -> loss increase on the task, from a profile
+    importance: Mapping[str, float] = field(
+        default_factory=dict
+    )  # site name -> loss increase on the task, from a profile
     statistics: Mapping[StatRequest, object] = field(default_factory=dict)
     device_costs_us: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0

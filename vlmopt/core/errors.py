@@ -1,4 +1,7 @@
-"""Every error a user can meet, with its exit code. A message says the place, what was found, what was expected and what to do."""
+"""Every error a user can meet, with its exit code.
+
+A message says the place, what was found, what was expected and what to do.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Registered facts: what passes may require, produce or break. The order of a recipe is checked against them before it runs."""
+"""Registered facts: what passes may require, produce or break.
+
+The order of a recipe is checked against them before it runs.
+"""
 
 from __future__ import annotations
 

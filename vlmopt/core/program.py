@@ -1,4 +1,4 @@
-"""Program and Component: the intermediate representation, which is ordinary PyTorch (torch.fx graphs over torch.nn leaves)."""
+"""Program and Component: the intermediate representation, which is ordinary PyTorch (fx graphs, torch.nn leaves)."""
 
 from __future__ import annotations
 
@@ -71,10 +71,11 @@ class ModelSource:
 class Program:
     """The whole model as components plus the assembly that joins them.
 
-    `components` may be edited by a pass (dropped, replaced); tensors are shared between a program and its clones and are
-    never written in place. `heads` names, for each component, the Linear that is its task head (the last linear map),
-    if it ends in one. `fixed_inputs` holds inputs that the task gives the same value in every call. `labels` are the
-    classes of the output `logits`, in order.
+    `components` may be edited by a pass (dropped, replaced); tensors are shared between a program and its clones and
+    are never written in place. `heads` names, for each component, the Linear that is its task head (the last linear
+    map), if it ends in one; `fitted_heads` are the components whose head was fitted on the task's own data.
+    `fixed_inputs` holds inputs that the task gives the same value in every call. `labels` are the classes of the output
+    `logits`, in order.
     """
 
     assembly: Assembly
@@ -83,6 +84,7 @@ class Program:
     source: ModelSource
     similarity: Similarity | None = None
     heads: dict[str, str] = field(default_factory=dict)
+    fitted_heads: frozenset[str] = frozenset()
     fixed_inputs: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
 

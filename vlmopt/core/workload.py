@@ -1,4 +1,4 @@
-"""What a task offers to profiling, planning and recovery: inputs per component, losses, metric items and the target of a head.
+"""What a task offers to profiling, planning and recovery: inputs, losses, metric items and the target of a head.
 
 It is a role (Protocol), so that the stages which consume it need not import the tasks.
 """
@@ -20,7 +20,7 @@ Outputs = Mapping[str, "Tensor"]  # component name -> its first output over all 
 class Workload(Protocol):
     """One split of one task, bound to a program.
 
-    Shapes: `feeds[c]` is a list of batches for component `c`; `losses` and `item_scores` return one value an item, [n_items].
+    Shapes: `feeds[c]` is a list of batches for component `c`; `losses` and `item_scores` have one value an item.
     """
 
     @property

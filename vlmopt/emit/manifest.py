@@ -23,7 +23,7 @@ from vlmopt.core.manifest import (
     TensorEntry,
     file_entries,
 )
-from vlmopt.core.program import Component, Program, TensorSpec
+from vlmopt.core.program import Component, Dim, ModelSource, Program, TensorSpec
 from vlmopt.rundir import write_json
 
 VERSIONED = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
@@ -58,19 +58,9 @@ def build_manifest(
         labels=program.labels,
         similarity=None if similarity is None else SimilarityEntry(scale=similarity.scale, bias=similarity.bias),
         prompts=tuple(prompts),
-        dims={
-            name: DimEntry(minimum=dim.minimum, maximum=dim.maximum, typical=dim.typical)
-            for name, dim in program.dims.items()
-        },
-        components={
-            name: _component(component, emitted.get(name, {})) for name, component in program.components.items()
-        },
-        source=SourceEntry(
-            path=program.source.path,
-            model_type=program.source.model_type,
-            architecture=program.source.architecture,
-            fingerprint=program.source.fingerprint,
-        ),
+        dims={name: _dim(dim) for name, dim in program.dims.items()},
+        components={name: _component(part, emitted.get(name, {})) for name, part in program.components.items()},
+        source=_source(program.source),
         versions=versions(),
         machine=machine(),
         seed=seed,
@@ -113,6 +103,19 @@ def _cpu() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _dim(dim: Dim) -> DimEntry:
+    return DimEntry(minimum=dim.minimum, maximum=dim.maximum, typical=dim.typical)
+
+
+def _source(source: ModelSource) -> SourceEntry:
+    return SourceEntry(
+        path=source.path,
+        model_type=source.model_type,
+        architecture=source.architecture,
+        fingerprint=source.fingerprint,
+    )
 
 
 def _component(component: Component, files: Mapping[str, str]) -> ComponentEntry:

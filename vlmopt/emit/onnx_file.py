@@ -21,10 +21,7 @@ from vlmopt.emit.onnx_translation import TRANSLATIONS, as_lowered
 from vlmopt.emit.written import EmittedFile, appearing
 
 DEFAULT_OPSET = 20
-MINIMUM_OPSET, MAXIMUM_OPSET = 18, 23  # torch translates to 18 and above; ONNX Runtime 1.31 loads up to 26
-IR_VERSION = (
-    10  # the first with every feature used here; ONNX Runtime 1.31 loads at most 13, onnx 1.23 writes 14 by default
-)
+MINIMUM_OPSET, MAXIMUM_OPSET = 18, 26  # torch translates to 18 and above; ONNX Runtime 1.31 loads up to 26
 EXTERNAL_FROM_BYTES = 1_500_000_000  # a protobuf message ends at 2 GB
 
 
@@ -46,10 +43,12 @@ def emit_onnx(
     """
     if not MINIMUM_OPSET <= opset <= MAXIMUM_OPSET:
         raise EmitError("opset", str(opset), expected=f"{MINIMUM_OPSET} to {MAXIMUM_OPSET}")
-    model = _translate(component, dims, opset)
-    tidy(model, component.inputs)
+    exported = as_lowered(export_component(component, dims))
+    with _quiet():
+        model = _translate(component, exported, opset)
+        tidy(model, component.inputs)
     _require_dims(component.name, model.graph.inputs, component.inputs)
-    model.ir_version = IR_VERSION
+    model.ir_version = _ir_version(opset)
     model.graph.name = component.name
     message, weights = onnx_bytes.detach_weights(model)
     try:
@@ -59,10 +58,14 @@ def emit_onnx(
     return _write(message, weights, path, is_external=onnx_bytes.weight_bytes(weights) >= external_from_bytes)
 
 
-def _translate(component: Component, dims: Mapping[str, Dim], opset: int) -> ir.Model:
-    exported = as_lowered(export_component(component, dims))
+def _ir_version(opset: int) -> int:
+    """The oldest that knows the opset; onnx 1.23 writes 14 by default, and ONNX Runtime 1.31 stops at 13."""
+    return int(onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)]))
+
+
+def _translate(component: Component, exported: torch.export.ExportedProgram, opset: int) -> ir.Model:
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad():
             program = torch.onnx.export(
                 exported,
                 (),
@@ -108,13 +111,15 @@ def _write(message: onnx.ModelProto, weights: Sequence[ir.Value], path: Path, *,
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter logs that torchvision is absent, and warns about its own use of torch."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """The exporter logs that torchvision is absent and what it leaves unfolded, and warns of its own use of torch."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

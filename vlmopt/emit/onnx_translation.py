@@ -49,6 +49,8 @@ def attention(
 ) -> Any:
     """`softmax(scale * query @ key.T + mask) @ value`; a mask of booleans forbids where it is false.
 
+    A row whose keys are all forbidden gets the mean of the values (torch: zeros); only padding has such rows.
+
     Shapes: query [..., N, D], key [..., S, D], value [..., S, Dv], mask broadcast to [..., N, S].
     """
     width, rank = query.shape[-1], len(key.shape)
@@ -60,7 +62,7 @@ def attention(
     swapped = [*range(rank - 2), rank - 1, rank - 2]
     scores = op.MatMul(op.Mul(query, _number(factor, query)), op.Transpose(key, perm=swapped))
     if attn_mask is not None and str(attn_mask.dtype) == "BOOL":
-        scores = op.Where(attn_mask, scores, _number(query.dtype.min, query))  # -inf would make a fully masked row NaN
+        scores = op.Where(attn_mask, scores, _number(query.dtype.min, query))  # -inf would make such a row NaN
     elif attn_mask is not None:
         scores = op.Add(scores, attn_mask)
     return op.MatMul(op.Softmax(scores, axis=-1), value)
@@ -87,23 +89,23 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
 
 # Operations that torch's table of translations, or the one above, holds under their own names. It drops assertions.
 _DIRECT_ATEN = """
-    _assert_tensor_metadata.default _assert_scalar.default
-    __and__.Tensor _to_copy.default add.Scalar add.Tensor addmm.default alias.default amax.default any.dim
-    arange.default arange.start argmax.default avg_pool2d.default bitwise_and.Tensor bitwise_not.default
-    bitwise_or.Tensor bmm.default cat.default chunk.default clamp.default clamp_min.default clone.default
-    constant_pad_nd.default contiguous.default conv2d.default cos.default cumsum.default detach.default div.Scalar
-    div.Tensor embedding.default eq.Scalar eq.Tensor erf.default exp.default expand.default expand_as.default
-    flatten.using_ints full.default full_like.default gather.default ge.Scalar ge.Tensor gelu.default gt.Scalar
-    gt.Tensor hardswish.default index.Tensor index_select.default layer_norm.default le.Scalar le.Tensor
-    lift_fresh_copy.default linalg_vector_norm.default linear.default log_softmax.int logical_and.default
-    logical_not.default logical_or.default lt.Scalar lt.Tensor masked_fill.Scalar masked_fill.Tensor matmul.default
-    max.dim max_pool2d.default mean.default mean.dim mm.default mul.Scalar mul.Tensor ne.Scalar ne.Tensor
-    neg.default new_ones.default ones.default ones_like.default permute.default pow.Tensor_Scalar relu.default
-    repeat.default reshape.default rsqrt.default scalar_tensor.default scaled_dot_product_attention.default
-    select.int sigmoid.default silu.default sin.default slice.Tensor softmax.int split.Tensor sqrt.default
-    squeeze.dim stack.default sub.Scalar sub.Tensor sum.default sum.dim_IntList sym_size.int t.default tanh.default
-    to.device to.dtype transpose.int tril.default triu.default unbind.int unsqueeze.default upsample_bicubic2d.vec
-    view.default where.self zeros.default zeros_like.default
+    __and__.Tensor _assert_scalar.default _assert_tensor_metadata.default _to_copy.default add.Scalar add.Tensor
+    addmm.default alias.default amax.default any.dim arange.default arange.start argmax.default avg_pool2d.default
+    bitwise_and.Tensor bitwise_not.default bitwise_or.Tensor bmm.default cat.default chunk.default clamp.default
+    clamp_min.default clone.default constant_pad_nd.default contiguous.default conv2d.default cos.default
+    cumsum.default detach.default div.Scalar div.Tensor embedding.default eq.Scalar eq.Tensor erf.default
+    exp.default expand.default expand_as.default flatten.using_ints full.default full_like.default gather.default
+    ge.Scalar ge.Tensor gelu.default gt.Scalar gt.Tensor hardswish.default index.Tensor index_select.default
+    layer_norm.default le.Scalar le.Tensor lift_fresh_copy.default linalg_vector_norm.default linear.default
+    log_softmax.int logical_and.default logical_not.default logical_or.default lt.Scalar lt.Tensor
+    masked_fill.Scalar masked_fill.Tensor matmul.default max.dim max_pool2d.default mean.default mean.dim mm.default
+    mul.Scalar mul.Tensor ne.Scalar ne.Tensor neg.default new_ones.default ones.default ones_like.default
+    permute.default pow.Tensor_Scalar relu.default repeat.default reshape.default rsqrt.default
+    scalar_tensor.default scaled_dot_product_attention.default select.int sigmoid.default silu.default sin.default
+    slice.Tensor softmax.int split.Tensor split_with_sizes.default sqrt.default squeeze.dim stack.default sub.Scalar
+    sub.Tensor sum.default sum.dim_IntList sym_size.int t.default tanh.default to.device to.dtype transpose.int
+    tril.default triu.default unbind.int unflatten.int unsqueeze.default upsample_bicubic2d.vec view.default
+    where.Scalar where.ScalarOther where.ScalarSelf where.self zeros.default zeros_like.default
 """
 
 

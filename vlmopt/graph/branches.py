@@ -14,11 +14,10 @@ Rules:
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import takewhile
 
 import torch
 from torch import fx, nn
@@ -30,7 +29,11 @@ aten = torch.ops.aten
 _ADDS = {aten.add.Tensor, aten.add_.Tensor}
 _SOFTMAX = {aten.softmax.int, aten._softmax.default}
 _ATTENTION = aten.scaled_dot_product_attention.default
-_SCORES = {aten.matmul.default, aten.bmm.default, aten.einsum.default}
+_SCORES = {aten.matmul.default, aten.bmm.default, aten.baddbmm.default, aten.einsum.default}
+_WEIGHTED = {
+    aten.linear.default, aten.matmul.default, aten.conv2d.default, aten.conv1d.default, aten.addmm.default,
+    aten.bmm.default, aten.einsum.default,
+}  # fmt: skip
 
 
 class BranchKind(Enum):
@@ -44,9 +47,9 @@ class BranchKind(Enum):
 class Branch:
     """One residual region.
 
-    `term` is the value that it adds to the `stream`; `exit` is the node whose value changes when it is skipped (the sum,
-    or the norm of the sum); `terms` are all terms of the sum, in order; `region` are the nodes that go with
-    it: those that only this branch needs and, where nothing is left to add, the sum (and norm).
+    `term` is the value that it adds to the `stream`; `exit` is the node whose value changes when it is skipped (the
+    sum, or the norm of the sum); `terms` are all terms of the sum, in order; `region` are the nodes that go with it, in
+    graph order: those that only this branch needs, one addition, and the norm of a post-norm branch.
     """
 
     name: str
@@ -64,35 +67,41 @@ class Branch:
 def find_branches(module: fx.GraphModule) -> list[Branch]:
     """All branches of a canonical graph, in the order of the stream, named and grouped into layers."""
     order = {node: i for i, node in enumerate(module.graph.nodes)}
-    sums = [found for node in module.graph.nodes if (found := _residual_sum(node, order)) is not None]
-    roots = {total for total, _, _, _ in sums}
-    found: list[Branch] = []
-    for total, stream, terms, dependent in sums:
-        if any(_between(stream, term, order) & (roots - {total}) for term in dependent):
+    sums = [one for node in module.graph.nodes if (one := _residual_sum(node, order)) is not None]
+    roots = {one.total for one in sums}
+    branches: list[Branch] = []
+    for one in sums:
+        regions = {term: nodes_between(one.stream, term, order) for term in one.dependent}
+        if any((roots - {one.total}).intersection(inside) for inside in regions.values()):
             continue  # rule 2
-        for term in dependent:
-            branch = _make_branch(module, order, total, stream, term, terms)
-            if branch is not None:
-                found.append(branch)
-    found.sort(key=lambda branch: (order[branch.exit], order[branch.term]))
-    return _in_layers(_unique_names(found))
+        branches.extend(_make_branch(module, order, one, term, inside) for term, inside in regions.items())
+    branches.sort(key=lambda branch: (order[branch.exit], order[branch.term]))
+    return _with_unique_names(_in_layers(branches))
 
 
-Sum = tuple[fx.Node, fx.Node, tuple[fx.Node, ...], list[fx.Node]]
+@dataclass(frozen=True)
+class _Sum:
+    """A residual sum: its last addition, all its additions, the stream, all terms, those that depend on the stream."""
+
+    total: fx.Node
+    additions: tuple[fx.Node, ...]
+    stream: fx.Node
+    terms: tuple[fx.Node, ...]
+    dependent: tuple[fx.Node, ...]
 
 
-def _residual_sum(node: fx.Node, order: dict[fx.Node, int]) -> Sum | None:
-    """(sum, stream, all terms, terms that depend on the stream), if `node` is the last addition of a residual sum."""
+def _residual_sum(node: fx.Node, order: dict[fx.Node, int]) -> _Sum | None:
+    """The sum whose last addition `node` is, if one of its terms is computed from another."""
     if not _is_add(node) or _is_inner_add(node):
         return None
-    terms = tuple(_terms(node))
-    shape = _shape(node)
-    streams = [term for term in terms if _shape(term) == shape]
-    for stream in sorted(streams, key=order.__getitem__):
-        dependent = [t for t in terms if t is not stream and _shape(t) == shape and _between(stream, t, order)]
-        dependent = [t for t in dependent if any(_has_weight(n) for n in _between(stream, t, order))]  # rule 1
+    additions: list[fx.Node] = []
+    terms = tuple(_terms(node, additions))
+    full = [term for term in dict.fromkeys(terms) if _shape(term) == _shape(node)]
+    for stream in sorted(full, key=order.__getitem__):
+        others = [term for term in full if term is not stream]
+        dependent = [t for t in others if any(_has_weight(n) for n in nodes_between(stream, t, order))]  # rule 1
         if dependent:
-            return node, stream, terms, dependent
+            return _Sum(node, tuple(additions), stream, terms, tuple(dependent))
     return None
 
 
@@ -110,13 +119,15 @@ def _is_inner_add(node: fx.Node) -> bool:
     return _is_add(user) and _shape(user) == _shape(node)
 
 
-def _terms(node: fx.Node) -> Iterator[fx.Node]:
+def _terms(node: fx.Node, additions: list[fx.Node]) -> Iterator[fx.Node]:
+    """The terms of a sum from left to right; its additions are put into the list, inner ones first."""
     for operand in node.args:
         assert isinstance(operand, fx.Node)
         if _is_add(operand) and _is_inner_add(operand):
-            yield from _terms(operand)
+            yield from _terms(operand, additions)
         else:
             yield operand
+    additions.append(node)
 
 
 def _shape(node: fx.Node) -> tuple[str, ...] | None:
@@ -124,8 +135,8 @@ def _shape(node: fx.Node) -> tuple[str, ...] | None:
     return tuple(str(dim) for dim in value.shape) if isinstance(value, torch.Tensor) else None
 
 
-def _between(start: fx.Node, end: fx.Node, order: dict[fx.Node, int]) -> set[fx.Node]:
-    """Nodes on paths from `start` (excluded) to `end` (included); empty if there is none."""
+def nodes_between(start: fx.Node, end: fx.Node, order: dict[fx.Node, int]) -> dict[fx.Node, None]:
+    """Nodes on paths from `start` (excluded) to `end` (included), in graph order; empty if there is none."""
     first = order[start]
     above: set[fx.Node] = set()
     pending = [end]
@@ -135,44 +146,39 @@ def _between(start: fx.Node, end: fx.Node, order: dict[fx.Node, int]) -> set[fx.
             continue
         above.add(node)
         pending.extend(node.all_input_nodes)
-    inside: set[fx.Node] = set()
+    inside: dict[fx.Node, None] = {}
     for node in sorted(above, key=order.__getitem__):
         if any(operand is start or operand in inside for operand in node.all_input_nodes):
-            inside.add(node)
-    return inside if end in inside else set()
+            inside[node] = None
+    return inside if end in inside else {}
 
 
 def _has_weight(node: fx.Node) -> bool:
     if node.op == "call_module":
         return True
-    return any(operand.op == "get_attr" for operand in node.all_input_nodes) and node.target in (
-        aten.linear.default, aten.matmul.default, aten.conv2d.default, aten.conv1d.default, aten.addmm.default,
-    )  # fmt: skip
+    return node.target in _WEIGHTED and any(operand.op == "get_attr" for operand in node.all_input_nodes)
 
 
 def _make_branch(
-    module: fx.GraphModule,
-    order: dict[fx.Node, int],
-    total: fx.Node,
-    stream: fx.Node,
-    term: fx.Node,
-    terms: tuple[fx.Node, ...],
-) -> Branch | None:
-    inside = _between(stream, term, order)
-    exit_node, is_post_norm = total, False
-    if _is_post_norm(module, total, stream, inside) and len(terms) == 2:
-        (exit_node,) = total.users
+    module: fx.GraphModule, order: dict[fx.Node, int], one: _Sum, term: fx.Node, inside: dict[fx.Node, None]
+) -> Branch:
+    exit_node, is_post_norm = one.total, False
+    if len(one.terms) == 2 and _is_post_norm(module, one.total, one.stream, inside):
+        (exit_node,) = one.total.users
         is_post_norm = True
-    kind = _kind(module, inside, stream)
-    region = exclusive_region(term, total, order)
-    if len(terms) == 2:
-        region = tuple(dict.fromkeys((*region, total, exit_node)))
+    # Without one term the sum has one addition less; which of them goes makes no difference, since all have one shape.
+    gone = one.additions[one.dependent.index(term)]
+    region = _exclusive_region(term, set(one.additions), order) | {gone}
+    if is_post_norm:
+        region.add(exit_node)
+    kind = _kind(module, inside, one.stream)
+    ordered = tuple(sorted(region, key=order.__getitem__))
     name = _label(module, inside, kind)
-    return Branch(name, kind, 0, "", stream, term, exit_node, terms, region, is_post_norm)
+    return Branch(name, kind, 0, "", one.stream, term, exit_node, one.terms, ordered, is_post_norm)
 
 
-def exclusive_region(term: fx.Node, total: fx.Node, order: dict[fx.Node, int]) -> tuple[fx.Node, ...]:
-    """The nodes that die when the term leaves the sum, in graph order (side inputs that nothing else reads included)."""
+def _exclusive_region(term: fx.Node, additions: set[fx.Node], order: dict[fx.Node, int]) -> set[fx.Node]:
+    """The nodes that die when the term leaves the sum (side inputs that nothing else reads included)."""
     region: set[fx.Node] = set()
     pending = [term]
     above: set[fx.Node] = set()
@@ -183,9 +189,9 @@ def exclusive_region(term: fx.Node, total: fx.Node, order: dict[fx.Node, int]) -
             pending.extend(node.all_input_nodes)
     for node in sorted(above, key=order.__getitem__, reverse=True):
         readers = set(node.users) - region
-        if node.op != "placeholder" and (not readers or readers == {total} and node is term):
+        if node.op != "placeholder" and (not readers or (node is term and readers <= additions)):
             region.add(node)
-    return tuple(sorted(region, key=order.__getitem__))
+    return region
 
 
 def _is_norm(module: fx.GraphModule, node: fx.Node) -> bool:
@@ -194,21 +200,28 @@ def _is_norm(module: fx.GraphModule, node: fx.Node) -> bool:
     return node.target in (aten.layer_norm.default, aten.rms_norm.default)
 
 
-def _is_post_norm(module: fx.GraphModule, total: fx.Node, stream: fx.Node, inside: set[fx.Node]) -> bool:
+def _is_normed(module: fx.GraphModule, node: fx.Node) -> bool:
+    """A norm's output, or several of them joined (the tokens of image and text)."""
+    if node.target is aten.cat.default:
+        return all(_is_norm(module, part) for part in node.all_input_nodes)
+    return _is_norm(module, node)
+
+
+def _is_post_norm(module: fx.GraphModule, total: fx.Node, stream: fx.Node, inside: dict[fx.Node, None]) -> bool:
     readers = list(total.users)
     if len(readers) != 1 or not _is_norm(module, readers[0]):
         return False
     begins_with_norm = any(_is_norm(module, node) for node in stream.users if node in inside)
-    return _is_norm(module, stream) and not begins_with_norm  # rule 3
+    return _is_normed(module, stream) and not begins_with_norm  # rule 3
 
 
-def _kind(module: fx.GraphModule, inside: set[fx.Node], stream: fx.Node) -> BranchKind:
+def _kind(module: fx.GraphModule, inside: dict[fx.Node, None], stream: fx.Node) -> BranchKind:
     for node in inside:
         if node.target is _ATTENTION:
             is_self = _reaches(node.args[1], inside, stream)
             return BranchKind.ATTENTION if is_self else BranchKind.CROSS_ATTENTION
         if node.target in _SOFTMAX and (scores := _score_product(node, inside)) is not None:
-            is_self = all(_reaches(operand, inside, stream) for operand in scores.args[:2])
+            is_self = all(_reaches(operand, inside, stream) for operand in scores.all_input_nodes[-2:])
             return BranchKind.ATTENTION if is_self else BranchKind.CROSS_ATTENTION
     leaves = [get_at(module, str(node.target)) for node in inside if node.op == "call_module"]
     has_linear = any(isinstance(leaf, nn.Linear) for leaf in leaves)
@@ -216,7 +229,7 @@ def _kind(module: fx.GraphModule, inside: set[fx.Node], stream: fx.Node) -> Bran
     return BranchKind.FFN if has_linear else BranchKind.OTHER
 
 
-def _score_product(node: fx.Node, inside: set[fx.Node]) -> fx.Node | None:
+def _score_product(node: fx.Node, inside: dict[fx.Node, None]) -> fx.Node | None:
     """The product of queries and keys that a softmax normalises."""
     pending, seen = [node], set[fx.Node]()
     while pending:
@@ -230,51 +243,63 @@ def _score_product(node: fx.Node, inside: set[fx.Node]) -> fx.Node | None:
     return None
 
 
-def _reaches(operand: object, inside: set[fx.Node], stream: fx.Node) -> bool:
+def _reaches(operand: object, inside: dict[fx.Node, None], stream: fx.Node) -> bool:
     return operand in inside or operand is stream
 
 
-def _label(module: fx.GraphModule, inside: set[fx.Node], kind: BranchKind) -> str:
+def _label(module: fx.GraphModule, inside: dict[fx.Node, None], kind: BranchKind) -> str:
     """The common path of the region's weighted modules; a block's own path gets the kind behind it."""
-    weighted = [str(n.target) for n in inside if n.op == "call_module" and not _is_norm(module, n)]
-    if not weighted:
-        attributes = {o for n in inside for o in n.all_input_nodes if o.op == "get_attr"}
-        weighted = [str(attribute.target).rpartition(".")[0] for attribute in attributes]
-    common = os.path.commonprefix([path.split(".") for path in weighted]) if weighted else []
-    name = ".".join(common)
-    if not name or common[-1].isdigit() or len(set(weighted)) == 1:
-        name = f"{name}.{kind.value}" if name else kind.value
-    return name
-
-
-def _unique_names(branches: list[Branch]) -> list[Branch]:
-    counts: dict[str, int] = {}
-    named = []
-    for branch in branches:
-        counts[branch.name] = counts.get(branch.name, 0) + 1
-        n = counts[branch.name]
-        named.append(branch if n == 1 else replace(branch, name=f"{branch.name}.{n}"))
-    return named
+    paths = [str(n.target).split(".") for n in inside if n.op == "call_module" and not _is_norm(module, n)]
+    if not paths:
+        attributes = [operand for n in inside for operand in n.all_input_nodes if operand.op == "get_attr"]
+        paths = [str(attribute.target).split(".")[:-1] for attribute in attributes]
+    common = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))]
+    is_one_module = all(path == common for path in paths)
+    if is_one_module and common and common[-1].isdigit() and any(part.isdigit() for part in common[:-1]):
+        common = common[:-1]  # a place in a Sequential, not the number of a block
+    if not common or common[-1].isdigit() or is_one_module:
+        common = [*common, kind.value]
+    return ".".join(common)
 
 
 def _block_of(name: str) -> str:
     """Path up to the last number in it: the repeated block that a branch belongs to."""
-    match = re.match(r"^(.*\.)?\d+(?=\.|$)", name)
-    if match is None:
-        return ""
     parts = name.split(".")
-    last = max(i for i, part in enumerate(parts) if part.isdigit())
-    return ".".join(parts[: last + 1])
+    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbers[-1] + 1]) if numbers else ""
 
 
 def _in_layers(branches: list[Branch]) -> list[Branch]:
-    """Groups consecutive branches of one block; without numbered paths a layer ends where a kind comes again."""
+    """Groups consecutive branches of one block; a layer ends where a name (without a number: a kind) comes again."""
     grouped: list[Branch] = []
-    layer, block, kinds = -1, "", set[BranchKind]()
+    layer, block, seen = -1, "", set[object]()
     for branch in branches:
         own = _block_of(branch.name)
-        if layer < 0 or own != block or (not own and branch.kind in kinds):
-            layer, block, kinds = layer + 1, own, set()
-        kinds.add(branch.kind)
+        mark: object = branch.name if own else branch.kind
+        if layer < 0 or own != block or mark in seen:
+            layer, block, seen = layer + 1, own, set()
+        seen.add(mark)
         grouped.append(replace(branch, layer=layer, layer_name=own or f"layer {layer}"))
     return grouped
+
+
+def _with_unique_names(branches: list[Branch]) -> list[Branch]:
+    """A block that runs twice (shared weights) gives its branches and its layer the names `NAME.2` the second time."""
+    names, layers = dict[str, int](), dict[str, int]()
+    layer_names: dict[int, str] = {}
+    named: list[Branch] = []
+    for branch in branches:
+        if branch.layer not in layer_names:
+            layer_names[branch.layer] = _counted(branch.layer_name, layers)
+        named.append(replace(branch, name=_counted(branch.name, names), layer_name=layer_names[branch.layer]))
+    return named
+
+
+def _counted(name: str, taken: dict[str, int]) -> str:
+    """The name, with a number behind it where it was given out before."""
+    free = name
+    while free in taken:
+        taken[name] += 1
+        free = f"{name}.{taken[name]}"
+    taken[free] = 1
+    return free

@@ -87,14 +87,18 @@ def is_hand_on(node: fx.Node) -> bool:
     value, source = node.meta.get("val"), _operand(node).meta.get("val")
     if not isinstance(value, torch.Tensor) or not isinstance(source, torch.Tensor):
         return False
-    if any(_writes(user) for reader in (node, _operand(node)) for user in reader.users):
+    if any(writes(user) for reader in (node, _operand(node)) for user in reader.users):
         return False  # a copy that keeps an in-place write away from its source
-    if value.dtype != source.dtype or value.device != source.device or value.shape != source.shape:
-        return False
-    return value.stride() == source.stride()  # later views rely on the layout that a copy makes
+    return _layout(value) == _layout(source)
 
 
-def _writes(node: fx.Node) -> bool:
+def _layout(value: torch.Tensor) -> tuple[object, ...]:
+    """What a copy may change and later views rely on; sizes as text, since as numbers they compare by the sample."""
+    return value.dtype, value.device, [str(size) for size in value.shape], [str(step) for step in value.stride()]
+
+
+def writes(node: fx.Node) -> bool:
+    """Whether the node changes one of its operands in place."""
     schema = getattr(node.target, "_schema", None)
     return bool(schema is not None and schema.is_mutable)
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
+from vlmopt.graph.canonical import writes
 from vlmopt.graph.modules import free_path, set_at
 from vlmopt.graph.replay import run_node
 
-_RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal")
+aten = torch.ops.aten
+
+_UNDEFINED = {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::empty_permuted"}
 
 
 def constant_frontier(module: fx.GraphModule) -> list[fx.Node]:
-    """Nodes that depend on no input and are read by a node that does (or returned): each can become one stored tensor."""
+    """Nodes that depend on no input and are read by one that does (or returned): each can become one stored tensor."""
     constant: set[fx.Node] = set()
     for node in module.graph.nodes:
         if node.op == "get_attr" or (_is_pure(node) and all(operand in constant for operand in node.all_input_nodes)):
@@ -27,12 +30,25 @@ def constant_frontier(module: fx.GraphModule) -> list[fx.Node]:
 
 
 def _is_pure(node: fx.Node) -> bool:
-    if node.op not in ("call_function", "call_module"):
+    """Whether the node gives the same value in every call, and does nothing else."""
+    if node.op == "call_module":
+        return True
+    if node.op != "call_function" or writes(node):
         return False
-    schema = getattr(node.target, "_schema", None)
-    if schema is not None and schema.is_mutable:
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return True
+    return not _is_random(node, node.target) and node.target._schema.name not in _UNDEFINED
+
+
+def _is_random(node: fx.Node, operation: torch._ops.OpOverload) -> bool:
+    """Whether a random number enters; operations that can drop out, but are told not to, are not random."""
+    if torch.Tag.nondeterministic_seeded not in operation.tags:
         return False
-    return not any(word in str(node.target) for word in _RANDOM) if node.op == "call_function" else True
+    given = dict(zip((argument.name for argument in operation._schema.arguments), node.args, strict=False))
+    given |= node.kwargs
+    if "train" in given:
+        return given["train"] is not False
+    return bool(operation is not aten.scaled_dot_product_attention.default or given.get("dropout_p", 0.0) != 0.0)
 
 
 def evaluate_constant(module: fx.GraphModule, node: fx.Node) -> Tensor:

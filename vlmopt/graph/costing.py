@@ -1,4 +1,4 @@
-"""Counts parameters, multiply-accumulates and activation bytes of a component or of some of its nodes, attention included.
+"""Counts parameters, multiply-accumulates (attention included) and activation bytes of a component or of some nodes.
 
 Units: MACs and bytes of one sample (batch 1) at the typical size of every other dimension. Additions, norms and
 activation functions count no MACs, as is usual in the field.
@@ -7,6 +7,7 @@ activation functions count no MACs, as is usual in the field.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -23,7 +24,11 @@ VIEWS = {
     aten.view.default, aten.reshape.default, aten.transpose.int, aten.permute.default, aten.expand.default,
     aten.unsqueeze.default, aten.squeeze.dim, aten.select.int, aten.slice.Tensor, aten.flatten.using_ints,
     aten.unflatten.int, aten.t.default, aten.alias.default, aten.chunk.default, aten.split.Tensor, aten.unbind.int,
+    aten.split_with_sizes.default, aten.expand_as.default, aten.view_as.default, aten.narrow.default,
+    aten.squeeze.default, aten.squeeze.dims, aten.diagonal.default, aten.detach.default, operator.getitem,
 }  # fmt: skip
+
+_PRODUCTS = {aten.matmul.default, aten.bmm.default, aten.mm.default, aten.linear.default}
 
 
 def component_cost(component: Component, dims: Mapping[str, Dim]) -> Cost:
@@ -94,20 +99,16 @@ def _function_macs(node: fx.Node, out: tuple[int, ...], sizes: Sizes) -> int:
     shapes = [shape_of(arg, sizes) for arg in node.args if isinstance(arg, fx.Node)]
     if node.target is aten.scaled_dot_product_attention.default:
         return _attention_macs(shapes[0], shapes[1], shapes[2])
-    if node.target in (aten.matmul.default, aten.bmm.default, aten.mm.default) and shapes[0]:
+    if node.target in _PRODUCTS and shapes[0]:
         return math.prod(out) * shapes[0][-1]
-    if node.target is aten.linear.default and shapes[0]:
-        return math.prod(out) * shapes[0][-1]
-    if node.target is aten.addmm.default and shapes[1]:
+    if node.target in (aten.addmm.default, aten.baddbmm.default) and shapes[1]:
         return math.prod(out) * shapes[1][-1]
     if node.target in (aten.conv1d.default, aten.conv2d.default, aten.convolution.default) and shapes[1]:
         return math.prod(out) * math.prod(shapes[1][1:])
     return 0
 
 
-def _attention_macs(
-    query: tuple[int, ...] | None, key: tuple[int, ...] | None, value: tuple[int, ...] | None
-) -> int:
+def _attention_macs(query: tuple[int, ...] | None, key: tuple[int, ...] | None, value: tuple[int, ...] | None) -> int:
     """Scores and weighted sum: B H Nq Nk (d_k + d_v)."""
     if query is None or key is None or value is None:
         return 0
@@ -115,11 +116,14 @@ def _attention_macs(
 
 
 def peak_activation_bytes(component: Component, dims: Mapping[str, Dim]) -> int:
-    """Largest sum of values alive at one time, walking the graph in order; views own no memory."""
+    """Largest sum of values alive at one time, walking the graph in order; a view keeps what it looks at alive."""
     sizes = counting_sizes(component, dims)
     nodes = list(component.graph.graph.nodes)
     order = {node: i for i, node in enumerate(nodes)}
-    last_use = {node: max((order[user] for user in node.users), default=i) for node, i in order.items()}
+    last_use: dict[fx.Node, int] = {}
+    for node in reversed(nodes):
+        ends_at = (last_use[user] if user.target in VIEWS else order[user] for user in node.users)
+        last_use[node] = max(ends_at, default=order[node])
     ends: dict[int, list[int]] = {}
     alive = peak = 0
     for i, node in enumerate(nodes):

@@ -61,7 +61,13 @@ class ResidualBlocks(nn.Module):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.layers = nn.ModuleList(
-                nn.ModuleDict({"norm": nn.LayerNorm(width), "up": nn.Linear(width, 2 * width), "down": nn.Linear(2 * width, width)})
+                nn.ModuleDict(
+                    {
+                        "norm": nn.LayerNorm(width),
+                        "up": nn.Linear(width, 2 * width),
+                        "down": nn.Linear(2 * width, width),
+                    }
+                )
                 for _ in range(blocks)
             )
             self.norm = nn.LayerNorm(width)

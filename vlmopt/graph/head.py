@@ -1,4 +1,4 @@
-"""The head of a component: the last linear map, found by structure, replaced or appended without touching shared tensors."""
+"""The head of a component: the last linear map, found by structure, and replaced or appended on a clone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def head_node(component: Component, path: str) -> fx.Node:
     """
     for node in component.graph.graph.nodes:
         if node.op == "call_module" and node.target == path:
-            return node
+            found: fx.Node = node
+            return found
     raise KeyError(path)
 
 
@@ -59,7 +60,9 @@ def replace_head(component: Component, path: str, new_path: str, linear: nn.Line
         node.meta["val"] = node.meta["val"].new_empty((*node.meta["val"].shape[:-1], linear.out_features))
         return _finish(clone, None, node, linear, output_name)
     with graph.graph.inserting_before(node):
-        return _finish(clone, node, insert_linear(graph, new_path, linear, head_features(clone, path)), linear, output_name)
+        return _finish(
+            clone, node, insert_linear(graph, new_path, linear, head_features(clone, path)), linear, output_name
+        )
 
 
 def append_head(component: Component, path: str, linear: nn.Linear, output_name: str) -> Component:

@@ -71,7 +71,7 @@ def clone_graph(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def output_node(module: fx.GraphModule) -> fx.Node:
-    return next(node for node in reversed(module.graph.nodes) if node.op == "output")
+    return module.graph.output_node()
 
 
 def output_values(module: fx.GraphModule) -> tuple[fx.Node, ...]:
@@ -104,6 +104,8 @@ def _prune(owner: nn.Module, prefix: str, used: set[str]) -> None:
         path = prefix + name
         if path in used:
             continue  # a leaf keeps all of its tensors
+        if type(child) is not nn.Module and any(target.startswith(path + ".") for target in used):
+            continue  # a leaf that is not called any more, one of whose tensors is read
         if type(child) is nn.Module:  # a container, which belongs to this graph alone; leaves are shared with clones
             _prune(child, path + ".", used)
             if child._parameters or child._buffers or child._modules:

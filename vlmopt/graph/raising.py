@@ -1,19 +1,25 @@
-"""Raises an exported program to one flat graph whose weighted operations are `torch.nn` leaves under their original names.
+"""Raises an exported program to one flat graph whose weighted operations are `torch.nn` leaves under original names.
 
-Before: `aten.linear(x, get_attr W, get_attr b)`; after: `call_module` of an `nn.Linear` that holds the same W and b at W's
-own path. The leaf calls the same ATen operation, so the output is bit-equal. On such a graph peft, torch-pruning,
-torchao, autograd and a second `torch.export` work unchanged.
+Before: `aten.linear(x, get_attr W, get_attr b)`; after: `call_module` of an `nn.Linear` that holds the same W and b,
+under the path of the module that made the call. The leaf calls the same ATen operation, so the output is bit-equal. On
+such a graph peft, torch-pruning, torchao, autograd and a second `torch.export` work unchanged.
+
+Modules that share a tensor (a tied embedding and output layer) become leaves that share it, each under its own name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx, nn
 
 from vlmopt.graph.canonical import canonicalize_graph, drop_dead_nodes
-from vlmopt.graph.modules import free_path, get_at, has_path, placeholders, set_at
+from vlmopt.graph.functional import functional_graph
+from vlmopt.graph.modules import free_path, get_at, has_path, set_at
 
 aten = torch.ops.aten
 
@@ -23,12 +29,11 @@ def raise_program(
 ) -> fx.GraphModule:
     """The exported program as a flat, canonical GraphModule over `torch.nn` leaves that returns a tuple of tensors.
 
-    `prefix` is cut from the front of every parameter name (the attribute under which a capture wrapper holds the model).
-    With `is_canonical` False dead code and assertions are left in, as they come from torch.export.
+    Args:
+        prefix: cut from the front of every name (the attribute under which a capture wrapper holds the model).
+        is_canonical: without it dead code and assertions are left in, as they come from torch.export.
     """
-    flat = exported.module(check_guards=False)
-    if not isinstance(flat, fx.GraphModule):
-        raise TypeError(f"expected a GraphModule from torch.export, found {type(flat).__name__}")
+    flat = functional_graph(exported)
     graph = fx.Graph()
     root = nn.Module()
     mapping: dict[fx.Node, fx.Node] = {}
@@ -36,7 +41,7 @@ def raise_program(
     module = fx.GraphModule(root, graph, class_name="Component")
     if is_canonical:
         canonicalize_graph(module)
-    raise_leaves(module)
+    raise_leaves(module, prefix=prefix)
     if is_canonical:
         drop_dead_nodes(module)
     module.graph.lint()
@@ -55,8 +60,6 @@ def _copy_nodes(
             graph.output(tuple(flat))
         elif node.op == "get_attr":
             mapping[node] = _copy_attribute(source, node, graph, root, prefix)
-        elif _is_inlinable(node):
-            _inline(source, node, graph, root, mapping)
         elif node.op == "call_module":
             continue  # only guards are left as modules, and they compute nothing
         else:
@@ -74,47 +77,17 @@ def _copy_attribute(source: fx.GraphModule, node: fx.Node, graph: fx.Graph, root
     return copied
 
 
-def _is_inlinable(node: fx.Node) -> bool:
-    """Regions under a changed autocast or grad mode compute the same at inference in one precision."""
-    name = getattr(node.target, "__name__", "")
-    return node.op == "call_function" and name in ("wrap_with_autocast", "wrap_with_set_grad_enabled")
-
-
-def _inline(
-    source: fx.GraphModule, node: fx.Node, graph: fx.Graph, root: nn.Module, mapping: dict[fx.Node, fx.Node]
-) -> None:
-    position = next(i for i, arg in enumerate(node.args) if isinstance(arg, fx.Node) and arg.op == "get_attr")
-    holder = node.args[position]
-    assert isinstance(holder, fx.Node)
-    body = get_at(source, str(holder.target))
-    assert isinstance(body, fx.GraphModule)
-    operands = [mapping[arg] for arg in node.args[position + 1 :] if isinstance(arg, fx.Node)]
-    inner: dict[fx.Node, fx.Node] = dict(zip(placeholders(body), operands, strict=True))
-    results: tuple[fx.Node, ...] = ()
-    for child in body.graph.nodes:
-        if child.op == "output":
-            leaves = torch.utils._pytree.tree_leaves(child.args[0])
-            results = tuple(inner[leaf] for leaf in leaves)
-        elif child.op != "placeholder":
-            inner[child] = graph.node_copy(child, lambda n: inner[n])
-    for user in node.users:  # each reader is a getitem
-        mapping[user] = results[int(user.args[1])]  # type: ignore[arg-type]
-
-
-def raise_leaves(module: fx.GraphModule) -> int:
+def raise_leaves(module: fx.GraphModule, *, prefix: str = "") -> int:
     """Replaces weighted ATen calls by `torch.nn` leaves; returns how many."""
     raised = 0
     for node in list(module.graph.nodes):
         build = _BUILDERS.get(node.target) if node.op == "call_function" else None
-        if build is None:
-            continue
-        made = build(module, node)
+        made = None if build is None else build(module, node)
         if made is None:
             continue
-        leaf, owner, operand = made
-        path = _place(module, owner, leaf)
+        path = _place(module, _owner(node, made, prefix), made.leaf)
         with module.graph.inserting_before(node):
-            call = module.graph.call_module(path, (operand,))
+            call = module.graph.call_module(path, (made.operand,))
         call.meta = dict(node.meta)
         node.replace_all_uses_with(call)
         module.graph.erase_node(node)
@@ -126,7 +99,25 @@ def raise_leaves(module: fx.GraphModule) -> int:
     return raised
 
 
-Made = tuple[nn.Module, str, fx.Node] | None
+@dataclass(frozen=True)
+class _Made:
+    """A leaf, the path of the weight it holds, and the value it is called with."""
+
+    leaf: nn.Module
+    weight_path: str
+    operand: fx.Node
+
+
+def _owner(node: fx.Node, made: _Made, prefix: str) -> str:
+    """Path of the module that made the call; where no `torch.nn` module did, of the one that owns the weight."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    if stack:
+        path, kind = stack[-1]
+        kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+        path = re.sub(r"@\d+$", "", path)  # torch marks the second call of a module so
+        if path and kind.startswith("torch.nn.") and kind.endswith(f".{type(made.leaf).__name__}"):
+            return str(path.removeprefix(prefix))
+    return made.weight_path.removesuffix(".weight")
 
 
 def _tensor(module: fx.GraphModule, node: object) -> torch.Tensor | None:
@@ -136,19 +127,20 @@ def _tensor(module: fx.GraphModule, node: object) -> torch.Tensor | None:
     return value if isinstance(value, torch.Tensor) else None
 
 
-def _owner(weight: object) -> str | None:
-    """Path of the module that owns the parameter `weight`."""
-    path = str(weight.target) if isinstance(weight, fx.Node) else ""
-    return path.removesuffix(".weight") if path.endswith(".weight") else None
-
-
-def _argument(node: fx.Node, position: int, default: object) -> object:
-    return node.args[position] if len(node.args) > position else default
+def _weight_and_bias(
+    module: fx.GraphModule, weight: object, bias: object
+) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+    """Both tensors, if the weight is stored under the name `weight` and a bias, if there is one, is stored as well."""
+    stored, stored_bias = _tensor(module, weight), _tensor(module, bias)
+    if stored is None or not str(weight.target).endswith(".weight"):  # type: ignore[attr-defined]
+        return None
+    return None if bias is not None and stored_bias is None else (stored, stored_bias)
 
 
 def _fill(leaf: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:
     leaf.weight = _parameter(weight)
-    leaf.bias = None if bias is None else _parameter(bias)  # type: ignore[assignment]
+    if bias is not None:
+        leaf.bias = _parameter(bias)
     return leaf.train(False)
 
 
@@ -156,63 +148,66 @@ def _parameter(tensor: torch.Tensor) -> nn.Parameter:
     return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
 
 
-def _linear(module: fx.GraphModule, node: fx.Node) -> Made:
-    operand, weight, bias = node.args[0], node.args[1], _argument(node, 2, None)
-    tensor, owner = _tensor(module, weight), _owner(weight)
-    if tensor is None or owner is None or (bias is not None and _tensor(module, bias) is None):
+def _linear(module: fx.GraphModule, node: fx.Node) -> _Made | None:
+    operand, weight, bias = _arguments(node, None, None, None)
+    found = _weight_and_bias(module, weight, bias)
+    if found is None:
         return None
-    with torch.device("meta"):
-        leaf = nn.Linear(tensor.shape[1], tensor.shape[0], bias=bias is not None)
-    return _fill(leaf, tensor, _tensor(module, bias)), owner, operand  # type: ignore[return-value]
+    d_out, d_in = found[0].shape
+    return _Made(
+        _fill(nn.Linear(d_in, d_out, bias=bias is not None, device="meta"), *found), str(weight.target), operand
+    )
 
 
-def _layer_norm(module: fx.GraphModule, node: fx.Node) -> Made:
-    operand, shape = node.args[0], node.args[1]
-    weight, bias, eps = _argument(node, 2, None), _argument(node, 3, None), _argument(node, 4, 1e-5)
-    tensor, owner = _tensor(module, weight), _owner(weight)
-    if tensor is None or owner is None:
+def _layer_norm(module: fx.GraphModule, node: fx.Node) -> _Made | None:
+    operand, shape, weight, bias, eps = _arguments(node, None, None, None, None, 1e-5)
+    found = _weight_and_bias(module, weight, bias)
+    if found is None:
         return None
-    with torch.device("meta"):
-        leaf = nn.LayerNorm(list(shape), eps=float(eps), bias=bias is not None)  # type: ignore[call-overload, arg-type]
-    return _fill(leaf, tensor, _tensor(module, bias)), owner, operand  # type: ignore[return-value]
+    leaf = nn.LayerNorm(list(shape), eps=eps, bias=bias is not None, device="meta")
+    return _Made(_fill(leaf, *found), str(weight.target), operand)
 
 
-def _conv2d(module: fx.GraphModule, node: fx.Node) -> Made:
-    operand, weight, bias = node.args[0], node.args[1], _argument(node, 2, None)
-    tensor, owner = _tensor(module, weight), _owner(weight)
-    if tensor is None or owner is None:
+def _conv2d(module: fx.GraphModule, node: fx.Node) -> _Made | None:
+    operand, weight, bias, stride, padding, dilation, groups = _arguments(node, None, None, None, 1, 0, 1, 1)
+    found = _weight_and_bias(module, weight, bias)
+    if found is None or found[0].dim() != 4:
         return None
-    stride, padding = _argument(node, 3, [1, 1]), _argument(node, 4, [0, 0])
-    dilation, groups = _argument(node, 5, [1, 1]), int(_argument(node, 6, 1))  # type: ignore[call-overload]
-    if isinstance(padding, str) or len(tensor.shape) != 4:
+    c_out, c_in, height, width = found[0].shape
+    leaf = nn.Conv2d(
+        c_in * groups,
+        c_out,
+        (height, width),
+        stride=_pair(stride),
+        padding=_pair(padding),
+        dilation=_pair(dilation),
+        groups=groups,
+        bias=bias is not None,
+        device="meta",
+    )
+    return _Made(_fill(leaf, *found), str(weight.target), operand)
+
+
+def _embedding(module: fx.GraphModule, node: fx.Node) -> _Made | None:
+    weight, indices = _arguments(node, None, None)
+    found = _weight_and_bias(module, weight, None)
+    if found is None:
         return None
-    pair = [tuple(v) * (2 if len(v) == 1 else 1) for v in (stride, padding, dilation)]  # type: ignore[arg-type]
-    with torch.device("meta"):
-        leaf = nn.Conv2d(
-            tensor.shape[1] * groups,
-            tensor.shape[0],
-            tuple(tensor.shape[2:]),  # type: ignore[arg-type]
-            stride=pair[0],  # type: ignore[arg-type]
-            padding=pair[1],  # type: ignore[arg-type]
-            dilation=pair[2],  # type: ignore[arg-type]
-            groups=groups,
-            bias=bias is not None,
-        )
-    return _fill(leaf, tensor, _tensor(module, bias)), owner, operand  # type: ignore[return-value]
+    rows, width = found[0].shape
+    return _Made(_fill(nn.Embedding(rows, width, device="meta"), *found), str(weight.target), indices)
 
 
-def _embedding(module: fx.GraphModule, node: fx.Node) -> Made:
-    weight, indices = node.args[0], node.args[1]
-    tensor, owner = _tensor(module, weight), _owner(weight)
-    if tensor is None or owner is None:
-        return None
-    with torch.device("meta"):
-        leaf = nn.Embedding(tensor.shape[0], tensor.shape[1])
-    leaf.weight = _parameter(tensor)
-    return leaf.train(False), owner, indices  # type: ignore[return-value]
+def _arguments(node: fx.Node, *defaults: object) -> list[Any]:
+    """The leading arguments of a call, the absent ones filled in."""
+    return [*node.args[: len(defaults)], *defaults[len(node.args) :]]
 
 
-_BUILDERS: dict[object, Callable[[fx.GraphModule, fx.Node], Made]] = {
+def _pair(value: Sequence[int] | int) -> tuple[int, int]:
+    sizes = [value] if isinstance(value, int) else list(value)
+    return (sizes[0], sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1])
+
+
+_BUILDERS: dict[object, Callable[[fx.GraphModule, fx.Node], _Made | None]] = {
     aten.linear.default: _linear,
     aten.layer_norm.default: _layer_norm,
     aten.conv2d.default: _conv2d,
@@ -247,7 +242,7 @@ def _is_same_leaf(present: object, leaf: nn.Module) -> bool:
 
 
 def _keep_raw_tensors(module: fx.GraphModule, path: str) -> None:
-    """Readers of a raw tensor under `path` (a tied weight, say) keep reading the tensor itself, whatever module lies there."""
+    """Readers of a raw tensor under `path` (a layer's scale, say) keep reading it when a leaf comes to lie there."""
     for node in module.graph.nodes:
         if node.op == "get_attr" and str(node.target).rpartition(".")[0] == path:
             leaf_name = str(node.target).rpartition(".")[2]

@@ -15,7 +15,10 @@ from torch import Tensor
 from vlmopt.core.program import Component, Program
 from vlmopt.core.workload import Outputs, Workload
 from vlmopt.graph.head import append_head, fitted_linear, head_module, replace_head
+from vlmopt.graph.modules import output_values
 from vlmopt.graph.ridge import fit_ridge
+
+_TASK_HEAD = "task_head"
 
 # The scale of a fitted head is free for the metric and matters for the loss; least squares leaves it too small.
 _SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
@@ -23,7 +26,7 @@ _SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 
 @dataclass(frozen=True)
 class HeadFit:
-    """`weight` [d_out, d] and `bias` [d_out]; `held_out` [n, d_out] are outputs for rows by fits that have not seen them."""
+    """`weight` [d_out, d] and `bias` [d_out]; `held_out` [n, d_out] are outputs for each row by a fit without it."""
 
     weight: Tensor
     bias: Tensor
@@ -36,7 +39,13 @@ class HeadFit:
 
 
 def fit_head(
-    component: str, features: Tensor, workload: Workload, reference: Outputs, *, prior: Tensor | None = None, seed: int = 0
+    component: str,
+    features: Tensor,
+    workload: Workload,
+    reference: Outputs,
+    *,
+    prior: Tensor | None = None,
+    seed: int = 0,
 ) -> HeadFit | None:
     """The head for these features [n, d]; None where the task gives the component nothing to fit.
 
@@ -53,30 +62,40 @@ def fit_head(
 
 
 def install_head(component: Component, path: str | None, fit: HeadFit) -> tuple[Component, str]:
-    """The component with the fitted head in place of the Linear at `path`, or behind its output; and the head's path."""
+    """The component with the fitted head in place of the Linear at `path` or behind its output, and the head's path."""
     like = next(iter(component.graph.parameters()), torch.empty(0))
     linear = fitted_linear(fit.weight, fit.bias, like=like)
     name = component.outputs[0].name
     if path is None:
-        return append_head(component, "task_head", linear, name), "task_head"
-    return replace_head(component, path, "task_head", linear, name), "task_head"
+        made = append_head(component, _TASK_HEAD, linear, name)
+    else:
+        made = replace_head(component, path, _TASK_HEAD, linear, name)
+    return made, str(output_values(made.graph)[0].target)
 
 
-def refit_heads(program: Program, features: Mapping[str, Tensor], workload: Workload, reference: Outputs, *, seed: int = 0) -> Program:
-    """The program with every component's head fitted to these features (one entry a component that is to be fitted)."""
-    components, heads = dict(program.components), dict(program.heads)
+def refit_heads(
+    program: Program, features: Mapping[str, Tensor], workload: Workload, reference: Outputs, *, seed: int = 0
+) -> Program:
+    """The program with the heads of some components fitted to these features, one entry a component."""
+    components, heads, fitted = dict(program.components), dict(program.heads), set(program.fitted_heads)
     for name, values in features.items():
         path = heads.get(name)
         prior = prior_weight(program, name)
         fit = fit_head(name, values, workload, reference, prior=prior, seed=seed)
         if fit is not None:
             components[name], heads[name] = install_head(components[name], path, fit)
+            fitted.add(name)
     result = program.with_components(components)
-    result.heads = heads
+    result.heads, result.fitted_heads = heads, frozenset(fitted)
     return result
 
 
 def prior_weight(program: Program, component: str) -> Tensor | None:
-    """The present head's weight, which a re-fit is drawn towards: with little data the head stays what it was."""
+    """The model's own head, which a re-fit is drawn towards: with little data the head stays what it was.
+
+    A head that was fitted on the task's data is no prior: it has seen the rows that cross-fitting holds out.
+    """
     path = program.heads.get(component)
-    return None if path is None else head_module(program.components[component], path).weight.detach()
+    if path is None or component in program.fitted_heads:
+        return None
+    return head_module(program.components[component], path).weight.detach()

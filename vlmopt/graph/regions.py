@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import fx
 
-from vlmopt.graph.branches import Branch
-from vlmopt.graph.modules import output_values
+from vlmopt.graph.branches import Branch, nodes_between
 
 aten = torch.ops.aten
 
@@ -34,7 +33,10 @@ def skip_branch(module: fx.GraphModule, branch: Branch) -> list[fx.Node]:
 def clone_region(
     module: fx.GraphModule, region: Iterable[fx.Node], substitute: Mapping[fx.Node, fx.Node], *, before: fx.Node
 ) -> dict[fx.Node, fx.Node]:
-    """Copies the region's nodes in front of `before`, reading `substitute[n]` in place of `n`; leaf modules are shared.
+    """Copies the region's nodes, which are in graph order, in front of `before`; leaf modules are shared.
+
+    Args:
+        substitute: what the copies read in place of a node outside the region.
 
     Returns:
         For every node of the region its copy.
@@ -55,15 +57,20 @@ def splice(node: fx.Node, value: fx.Node, *, readers: Iterable[fx.Node] | None =
 
 
 def is_read_behind(module: fx.GraphModule, branch: Branch) -> bool:
-    """Whether a value computed inside the branch (attention weights, new keys and values) is returned by the component."""
-    returned = set(output_values(module))
-    pending, seen = [branch.term], {branch.stream}
+    """Whether a value computed inside the branch (attention weights, new keys and values) reaches an output beside its
+    sum, so that a skip would drop it or leave its computation behind.
+
+    What parallel branches share (a norm) ends in their common sum and counts for none of them.
+    """
+    order = {node: i for i, node in enumerate(module.graph.nodes)}
+    total = branch.exit.all_input_nodes[0] if branch.is_post_norm else branch.exit
+    pending = list(nodes_between(branch.stream, branch.term, order))
+    seen: set[fx.Node] = set()
     while pending:
         node = pending.pop()
-        if node in seen or node.op in ("placeholder", "get_attr"):
-            continue
-        if node in returned:
+        if node.op == "output":
             return True
-        seen.add(node)
-        pending.extend(node.all_input_nodes)
+        if node is not total and node not in seen:
+            seen.add(node)
+            pending.extend(node.users)
     return False

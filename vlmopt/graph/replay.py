@@ -6,8 +6,10 @@ nodes that a skip changes are computed, on average half of them, and one batch i
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -46,10 +48,13 @@ class Replay:
         return kept
 
     def variants(self, feed: Feed, subsets: Iterable[Skips]) -> list[Tensor]:
-        """The target's value for every subset of skipped branches, in order, on one batch. The empty set is the full run."""
+        """The target's value for every subset of skipped branches, in order, on one batch; the empty set skips none."""
+        wanted = list(subsets)
+        if len(wanted) == 1 and wanted[0]:
+            return [self.run(feed, wanted[0])]  # alone it is cheaper without the full run
         with torch.no_grad():
             full, cache = self._full(feed)
-            return [full if not skips else self._skipped(feed, cache, skips) for skips in subsets]
+            return [full if not skips else self._skipped(feed, cache, skips) for skips in wanted]
 
     def run(self, feed: Feed, skips: Skips) -> Tensor:
         """The target's value under one set of skips, without caching anything."""
@@ -117,7 +122,7 @@ class Replay:
         for node in needed:
             if node in sums:
                 terms = [values[term] for term in sums[node]]
-                values[node] = terms[0] if len(terms) == 1 else _add(terms)
+                values[node] = functools.reduce(operator.add, terms)
             else:
                 values[node] = run_node(self.component.graph, node, values, feed)
             if keep is not None and node in self._kept:
@@ -131,7 +136,7 @@ class Replay:
     def _last_readers(
         self, needed: list[fx.Node], sums: Mapping[fx.Node, tuple[fx.Node, ...]]
     ) -> dict[fx.Node, list[fx.Node]]:
-        """For every node the values that nothing reads after it: freed at once, so memory stays at one layer's worth."""
+        """For every node the values that nothing reads after it: freed at once, so one layer's worth is held."""
         last: dict[fx.Node, fx.Node] = {}
         for node in needed:
             for operand in sums.get(node, node.all_input_nodes):
@@ -143,23 +148,16 @@ class Replay:
         return spent
 
 
-def _add(terms: list[object]) -> object:
-    total = terms[0]
-    for term in terms[1:]:
-        total = operator.add(total, term)  # type: ignore[arg-type]
-    return total
-
-
 def run_node(module: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, object], feed: Feed) -> object:
     """The value of one node from the values of its operands."""
     if node.op == "placeholder":
         return feed[str(node.target)]
     if node.op == "get_attr":
         return get_at(module, str(node.target))
-    args = fx.node.map_arg(node.args, lambda n: values[n])
-    kwargs = fx.node.map_arg(node.kwargs, lambda n: values[n])
-    target = get_at(module, str(node.target)) if node.op == "call_module" else node.target
-    return target(*args, **kwargs)  # type: ignore[operator]
+    args: Any = fx.node.map_arg(node.args, lambda n: values[n])  # type: ignore[arg-type, return-value]
+    kwargs: Any = fx.node.map_arg(node.kwargs, lambda n: values[n])  # type: ignore[arg-type, return-value]
+    target: Any = get_at(module, str(node.target)) if node.op == "call_module" else node.target
+    return target(*args, **kwargs)
 
 
 def run_component(component: Component, feeds: Iterable[Feed], target: fx.Node | None = None) -> Tensor:

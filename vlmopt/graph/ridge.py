@@ -19,7 +19,7 @@ STRENGTHS = tuple(10.0**power for power in range(-5, 4))  # relative to the mean
 
 @dataclass(frozen=True)
 class RidgeFit:
-    """`weight` [k, d] and `bias` [k] fitted on all rows; `held_out` [n, k] are predictions of rows by fits without them."""
+    """`weight` [k, d] and `bias` [k] fitted on all rows; `held_out` [n, k] predicts each row by a fit without it."""
 
     weight: Tensor
     bias: Tensor
@@ -52,9 +52,7 @@ def fit_ridge(
     return RidgeFit(weight + start, bias, held_out[best] + x @ start.T, STRENGTHS[best])
 
 
-def _solve(
-    x: Tensor, y: Tensor, *, strengths: Sequence[float] = STRENGTHS
-) -> list[tuple[Tensor, Tensor]]:
+def _solve(x: Tensor, y: Tensor, *, strengths: Sequence[float] = STRENGTHS) -> list[tuple[Tensor, Tensor]]:
     """(weight, bias) for every strength from one eigendecomposition."""
     mean_x, mean_y = x.mean(dim=0), y.mean(dim=0)
     centred = x - mean_x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from vlmopt.core.program import Similarity
@@ -9,13 +10,16 @@ from vlmopt.core.program import Similarity
 
 def normalized(embeddings: Tensor) -> Tensor:
     """Rows of length one, [n, D]."""
-    return embeddings / embeddings.norm(dim=-1, keepdim=True)
+    lengths: Tensor = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True)
+    return embeddings / lengths
 
 
 def class_embeddings(embeddings: Tensor, n_classes: int) -> Tensor:
-    """One unit vector a class, [n_classes, D], from the embeddings of its prompts, [n_classes * prompts, D], class by class.
+    """One unit vector a class, [n_classes, D], from the embeddings of its prompts.
 
     Several prompts a class are averaged after normalisation.
+
+    Shapes: embeddings [n_classes * prompts, D], class by class.
 
     Source: Radford et al., "Learning Transferable Visual Models" (arXiv 2103.00020), section 3.1.4.
     """

@@ -5,36 +5,41 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import sympy
 import torch
 from torch import fx
 
 from vlmopt.core.program import Component, Dim
 from vlmopt.graph.modules import placeholders
 
-Sizes = Mapping[sympy.Symbol, int]
+Sizes = Mapping[str, int]  # symbol of the export -> size
 
 
-def counting_sizes(component: Component, dims: Mapping[str, Dim]) -> dict[sympy.Symbol, int]:
+def counting_sizes(component: Component, dims: Mapping[str, Dim]) -> dict[str, int]:
     """The size of every symbolic dimension of a component at batch 1 and the typical size of the others."""
-    sizes: dict[sympy.Symbol, int] = {}
+    sizes: dict[str, int] = {}
     for spec, node in zip(component.inputs, placeholders(component.graph), strict=True):
         value = node.meta.get("val")
         if not isinstance(value, torch.Tensor):
             continue
         for wanted, actual in zip(spec.shape, value.shape, strict=True):
-            if isinstance(actual, torch.SymInt) and isinstance(wanted, str):
-                typical = 1 if wanted == "batch" else dims[wanted].typical
-                sizes.update({symbol: typical for symbol in actual.node.expr.free_symbols})
+            if isinstance(wanted, str):
+                sizes.update(dict.fromkeys(symbols_of(actual), 1 if wanted == "batch" else dims[wanted].typical))
     return sizes
 
 
-def size_of(value: object, sizes: Sizes) -> int:
+def symbols_of(size: int | torch.SymInt) -> list[str]:
+    """Names of the symbols in a dimension; none if it is a number."""
+    if not isinstance(size, torch.SymInt):
+        return []
+    return [str(symbol) for symbol in size.node.expr.free_symbols]
+
+
+def size_of(size: int | torch.SymInt, sizes: Sizes) -> int:
     """A dimension as a number; symbols that no input names count as 1."""
-    if isinstance(value, torch.SymInt):
-        expression = value.node.expr.subs(sizes)
-        return int(expression.subs({symbol: 1 for symbol in expression.free_symbols}))
-    return int(value)  # type: ignore[call-overload]
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    expression = size.node.expr
+    return int(expression.subs({symbol: sizes.get(str(symbol), 1) for symbol in expression.free_symbols}))
 
 
 def shape_of(node: fx.Node, sizes: Sizes) -> tuple[int, ...] | None:
@@ -51,5 +56,6 @@ def tensor_of(node: fx.Node) -> torch.Tensor | None:
 
 
 def bytes_of(node: fx.Node, sizes: Sizes) -> int:
+    """Bytes of the node's (first) tensor; 0 where the node is not a tensor."""
     tensor, shape = tensor_of(node), shape_of(node, sizes)
     return 0 if tensor is None or shape is None else math.prod(shape) * tensor.element_size()

@@ -1,11 +1,17 @@
-"""Canonical text form of a graph: one line a node, numbered in order, free of memory addresses, the same in every run."""
+"""Canonical text form of a graph: one line a node, numbered in order, without memory addresses, equal in every run."""
 
 from __future__ import annotations
+
+import re
 
 import torch
 from torch import fx
 
 from vlmopt.core.program import Component
+from vlmopt.graph.modules import get_at
+from vlmopt.graph.sizes import symbols_of
+
+_WORD = re.compile(r"[A-Za-z_]\w*")
 
 
 def component_text(component: Component) -> str:
@@ -18,10 +24,10 @@ def component_text(component: Component) -> str:
     numbers: dict[fx.Node, str] = {}
     for node in component.graph.graph.nodes:
         if node.op == "output":
-            lines.append(f"return {_argument(node.args[0], numbers, names)}")
+            lines.append(f"return {_argument(node.args[0], numbers)}")
             continue
         numbers[node] = f"%{len(numbers)}"
-        lines.append(f"{numbers[node]}: {_type(node, names)} = {_call(node, numbers, names)}")
+        lines.append(f"{numbers[node]}: {_type(node, names)} = {_call(component.graph, node, numbers)}")
     return "\n".join(lines) + "\n"
 
 
@@ -34,28 +40,32 @@ def _dim_names(component: Component) -> dict[str, str]:
         if isinstance(value, torch.Tensor):
             for wanted, actual in zip(spec.shape, value.shape, strict=True):
                 if isinstance(wanted, str):
-                    names.setdefault(str(actual), wanted)
+                    names.update({symbol: names.get(symbol, wanted) for symbol in symbols_of(actual)})
     return names
 
 
 def _type(node: fx.Node, names: dict[str, str]) -> str:
     value = node.meta.get("val")
     if isinstance(value, torch.Tensor):
-        shape = ", ".join(names.get(str(dim), str(dim)) for dim in value.shape)
+        shape = ", ".join(_size(dim, names) for dim in value.shape)
         return f"{str(value.dtype).removeprefix('torch.')}[{shape}]"
     return type(value).__name__ if value is not None else "?"
 
 
-def _call(node: fx.Node, numbers: dict[fx.Node, str], names: dict[str, str]) -> str:
-    operands = [_argument(arg, numbers, names) for arg in node.args]
-    operands += [f"{key}={_argument(value, numbers, names)}" for key, value in sorted(node.kwargs.items())]
+def _size(size: int | torch.SymInt, names: dict[str, str]) -> str:
+    return _WORD.sub(lambda word: names.get(word[0], word[0]), str(size))
+
+
+def _call(module: fx.GraphModule, node: fx.Node, numbers: dict[fx.Node, str]) -> str:
+    operands = [_argument(arg, numbers) for arg in node.args]
+    operands += [f"{key}={_argument(value, numbers)}" for key, value in sorted(node.kwargs.items())]
     joined = f"({', '.join(operands)})"
     if node.op == "placeholder":
         return f"input {node.target}"
     if node.op == "get_attr":
         return f"tensor {node.target}"
     if node.op == "call_module":
-        leaf = type(node.graph.owning_module.get_submodule(str(node.target))).__name__.lower()  # type: ignore[union-attr]
+        leaf = type(get_at(module, str(node.target))).__name__.lower()
         return f"{leaf} {node.target} {joined}"
     return f"{_operation(node.target)} {joined}"
 
@@ -66,11 +76,9 @@ def _operation(target: object) -> str:
     return getattr(target, "__name__", str(target))
 
 
-def _argument(value: object, numbers: dict[fx.Node, str], names: dict[str, str]) -> str:
+def _argument(value: object, numbers: dict[fx.Node, str]) -> str:
     if isinstance(value, fx.Node):
         return numbers[value]
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(_argument(item, numbers, names) for item in value) + "]"
-    if isinstance(value, float):
-        return f"{value:.9g}"
+        return "[" + ", ".join(_argument(item, numbers) for item in value) + "]"
     return str(value)

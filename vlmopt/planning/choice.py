@@ -1,8 +1,8 @@
 """Chooses which candidates to cut under a bound on the drop of the metric, by measuring on the validation split.
 
-Why two orders: single-branch scores do not add up, and on real towers "the deepest first" is hard to beat. Both the
-measured order and depth are searched for the largest acceptable cut, and the cheaper result wins; a plan is therefore
-never worse than plain truncation.
+Why two orders: single-branch scores do not add up, and on real towers "the deepest first" is hard to beat. Both depth
+and the measured order are searched for the cut that saves most, so a plan is never worse than plain truncation. All
+truncations together cost one pass, since everything in front of a truncation is shared.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 
 # A cut is accepted when its drop is within the bound even one standard error further out: validation data are few.
 MARGIN_IN_STANDARD_ERRORS = 1.0
+# Single candidates that are tried on top of the best cut, the least needed first, before the search gives up.
+PATIENCE = 4
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Something that can be cut: its measured score (higher is needed more), its position in the stream, what it saves."""
+    """Something that can be cut: its measured score (higher is needed more), its place in the stream, what it saves."""
 
     name: str
     score: float
@@ -56,7 +58,8 @@ class Choice:
     trials: tuple[Trial, ...]
 
 
-Measure = Callable[[frozenset[str]], Measurement]
+Cut = tuple[Candidate, ...]
+Measure = Callable[[Sequence[frozenset[str]]], list[Measurement]]
 
 
 @dataclass
@@ -66,14 +69,18 @@ class _Search:
     trials: list[Trial] = field(default_factory=list)
     known: dict[frozenset[str], Measurement] = field(default_factory=dict)
 
-    def accepts(self, order: str, cut: Sequence[Candidate]) -> bool:
-        names = frozenset(candidate.name for candidate in cut)
-        if names not in self.known:
-            self.known[names] = self.measure(names)
-        found = self.known[names]
-        accepted = found.cautious_drop <= self.max_drop
-        self.trials.append(Trial(order, len(cut), sum(c.macs for c in cut), found, accepted))
-        return accepted
+    def accepted(self, order: str, cuts: Sequence[Cut]) -> list[Cut]:
+        """Those of the cuts whose drop stays within the bound; new ones are measured together."""
+        new = list(dict.fromkeys(key for cut in cuts if (key := _names(cut)) not in self.known))
+        self.known.update(zip(new, self.measure(new) if new else [], strict=True))
+        kept = []
+        for cut in cuts:
+            found = self.known[_names(cut)]
+            is_accepted = found.cautious_drop <= self.max_drop
+            self.trials.append(Trial(order, len(cut), _macs(cut), found, is_accepted))
+            if is_accepted:
+                kept.append(cut)
+        return kept
 
 
 def choose(candidates: Sequence[Candidate], measure: Measure, *, max_drop: float) -> Choice:
@@ -81,36 +88,39 @@ def choose(candidates: Sequence[Candidate], measure: Measure, *, max_drop: float
     search = _Search(measure, max_drop)
     by_score = sorted(candidates, key=lambda c: (c.score, -c.position))
     by_depth = sorted(candidates, key=lambda c: -c.position)
-    best: tuple[Candidate, ...] = ()
-    for order, ranked in (("importance", by_score), ("depth", by_depth)):
-        found = _largest_prefix(order, ranked, search)
-        best = max(best, found, key=lambda cut: sum(c.macs for c in cut))
+    truncations = [tuple(by_depth[:n]) for n in range(1, len(by_depth) + 1)]
+    best = max(search.accepted("depth", truncations), key=_macs, default=())
+    best = max(best, _largest_prefix(by_score, search), key=_macs)
     best = _extend(best, by_score, search)
     names = tuple(candidate.name for candidate in sorted(best, key=lambda c: c.position))
-    nothing = Measurement(0.0, 0.0)
-    return Choice(names, search.known.get(frozenset(names), nothing), tuple(search.trials))
+    return Choice(names, search.known.get(_names(best), Measurement(0.0, 0.0)), tuple(search.trials))
 
 
-def _largest_prefix(order: str, ranked: Sequence[Candidate], search: _Search) -> tuple[Candidate, ...]:
-    """Bisects for the longest accepted prefix."""
+def _largest_prefix(ranked: Sequence[Candidate], search: _Search) -> Cut:
+    """Bisects for the longest accepted prefix of the measured order."""
     low, high = 0, len(ranked) + 1
     while high - low > 1:
         middle = (low + high) // 2
-        if search.accepts(order, ranked[:middle]):
+        if search.accepted("importance", [tuple(ranked[:middle])]):
             low = middle
         else:
             high = middle
     return tuple(ranked[:low])
 
 
-def _extend(best: tuple[Candidate, ...], by_score: Sequence[Candidate], search: _Search) -> tuple[Candidate, ...]:
-    """Adds single candidates, the least needed first, until three in a row are refused."""
-    refused = 0
-    for candidate in by_score:
-        if candidate in best or refused == 3:
-            continue
-        if search.accepts("extension", (*best, candidate)):
-            best, refused = (*best, candidate), 0
-        else:
-            refused += 1
-    return best
+def _extend(best: Cut, by_score: Sequence[Candidate], search: _Search) -> Cut:
+    """Adds the accepted candidate that saves most, again and again, trying the least needed few each time."""
+    while True:
+        left = [candidate for candidate in by_score if candidate not in best][:PATIENCE]
+        accepted = search.accepted("extension", [(*best, candidate) for candidate in left])
+        if not accepted:
+            return best
+        best = max(accepted, key=_macs)
+
+
+def _names(cut: Cut) -> frozenset[str]:
+    return frozenset(candidate.name for candidate in cut)
+
+
+def _macs(cut: Cut) -> int:
+    return sum(candidate.macs for candidate in cut)

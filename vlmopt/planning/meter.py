@@ -1,11 +1,11 @@
-"""Measures what a cut costs on the task: features behind the cut, head re-fitted in closed form, items of another split.
+"""Measures what a cut costs on the task: features behind it, head re-fitted in closed form, items of another split.
 
 The reference is fitted on the same samples in the same way, and compared on the same items.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -40,40 +40,65 @@ class CutMeter:
         self.program, self.fit, self.check = program, fit, check
         self.reference_fit, self.progress, self.seed = reference_fit, progress, seed
         self._replays = {name: _replay(program, name) for name in fit.feeds}
-        self._baseline = self._outputs({})
-        self._items = check.item_scores(self._baseline)
+        self._baseline: dict[str, Tensor] | None = None
 
-    def measure(self, branches: frozenset[str]) -> Measurement:
-        """The drop in points, with its standard error over groups of items."""
-        skips: dict[str, set[str]] = {}
-        for name in branches:
-            component, _, branch = name.partition("/")
-            skips.setdefault(component, set()).add(branch)
-        items = self.check.item_scores(self._outputs(skips))
-        mean, error = clustered(100.0 * (self._items - items), self.check.item_groups)
-        return Measurement(mean, error)
+    def measure(self, cuts: Sequence[frozenset[str]]) -> list[Measurement]:
+        """The drop of every cut in points, with its standard error over groups of items.
 
-    def _outputs(self, skips: Mapping[str, set[str]]) -> dict[str, Tensor]:
-        """Outputs of every component on `check`; those that are not cut are taken from the baseline."""
-        outputs: dict[str, Tensor] = {}
+        Cuts that are measured together share one pass up to the first branch that they skip.
+        """
+        plans = [_by_component(cut) for cut in cuts]
+        if self._baseline is None:
+            plans = [{}, *plans]
+        outputs = self._outputs(plans)
+        if self._baseline is None:
+            self._baseline, outputs = outputs[0], outputs[1:]
+        whole = self.check.item_scores(self._baseline)
+        return [self._drop(whole, self.check.item_scores(found)) for found in outputs]
+
+    def _drop(self, whole: Tensor, items: Tensor) -> Measurement:
+        return Measurement(*clustered(100.0 * (whole - items), self.check.item_groups))
+
+    def _outputs(self, plans: Sequence[Mapping[str, frozenset[str]]]) -> list[dict[str, Tensor]]:
+        """Outputs of every component on `check`, for every plan; each distinct cut of a component is run once."""
+        made: list[dict[str, Tensor]] = [{} for _ in plans]
         for name in self.fit.feeds:
-            if skips and name not in skips:
-                outputs[name] = self._baseline[name]
-            else:
-                outputs[name] = self._fitted(name, frozenset(skips.get(name, ())))
+            cuts = list(dict.fromkeys(plan.get(name, frozenset()) for plan in plans))
+            if self._baseline is not None:
+                cuts = [cut for cut in cuts if cut]
+            fitted = dict(zip(cuts, self._fitted(name, cuts), strict=True))
+            if self._baseline is not None:
+                fitted[frozenset()] = self._baseline[name]
+            for outputs, plan in zip(made, plans, strict=True):
+                outputs[name] = fitted[plan.get(name, frozenset())]
+        return made
+
+    def _fitted(self, name: str, cuts: Sequence[frozenset[str]]) -> list[Tensor]:
+        """The component's output on `check` under every cut, its head fitted on `fit`."""
+        fitting, checking = self._features(name, self.fit, cuts), self._features(name, self.check, cuts)
+        prior = prior_weight(self.program, name)
+        outputs = []
+        for features, seen in zip(fitting, checking, strict=True):
+            fit = fit_head(name, features, self.fit, self.reference_fit, prior=prior, seed=self.seed)
+            outputs.append(seen if fit is None else fit.outputs(seen))
         return outputs
 
-    def _fitted(self, name: str, skips: frozenset[str]) -> Tensor:
-        features = self._features(name, self.fit, skips)
-        prior = prior_weight(self.program, name)
-        fit = fit_head(name, features, self.fit, self.reference_fit, prior=prior, seed=self.seed)
-        seen = self._features(name, self.check, skips)
-        return seen if fit is None else fit.outputs(seen)
-
-    def _features(self, name: str, workload: Workload, skips: frozenset[str]) -> Tensor:
+    def _features(self, name: str, workload: Workload, cuts: Sequence[frozenset[str]]) -> list[Tensor]:
+        if not cuts:
+            return []
         replay, feeds = self._replays[name], workload.feeds[name]
-        what = f"measuring {name} without {len(skips)} branches" if skips else f"measuring {name}"
-        return torch.cat([replay.run(feed, skips) for feed in self.progress.track(feeds, what, total=len(feeds))])
+        what = f"measuring {len(cuts)} cuts of {name}" if len(cuts) > 1 else f"measuring a cut of {name}"
+        parts = [replay.variants(feed, cuts) for feed in self.progress.track(feeds, what, total=len(feeds))]
+        return [torch.cat([part[i] for part in parts]) for i in range(len(cuts))]
+
+
+def _by_component(cut: frozenset[str]) -> dict[str, frozenset[str]]:
+    """Branch names `component/branch` by component."""
+    names: dict[str, set[str]] = {}
+    for name in cut:
+        component, _, branch = name.partition("/")
+        names.setdefault(component, set()).add(branch)
+    return {component: frozenset(branches) for component, branches in names.items()}
 
 
 def _replay(program: Program, name: str) -> Replay:

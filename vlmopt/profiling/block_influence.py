@@ -8,6 +8,7 @@ Source: Men et al., "ShortGPT" (arXiv 2403.03853), equation 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, fx
@@ -16,6 +17,7 @@ from vlmopt.core.program import Component, Program
 from vlmopt.core.progress import Progress
 from vlmopt.core.workload import Feed, Workload
 from vlmopt.graph.branches import Branch, find_branches
+from vlmopt.graph.clusters import clustered
 from vlmopt.graph.replay import run_node
 from vlmopt.profiling.estimator import Checkpoint, Estimate, Score, Unit, units_of
 
@@ -38,11 +40,10 @@ class BlockInfluence:
             feeds = workload.feeds[name]
             parts = []
             for i, feed in enumerate(progress.track(feeds, f"block influence {name}", total=len(feeds))):
-                parts.append(checkpoint(f"{name}-{i:05d}", lambda feed=feed: _distances(component, branches, units, feed)))
+                parts.append(checkpoint(f"{name}-{i:05d}", partial(_distances, component, branches, units, feed)))
             for unit in units:
                 values = torch.cat([part[_key(unit)] for part in parts])
-                error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("nan")
-                scores.append(Score(unit, float(values.mean()), error))
+                scores.append(Score(unit, *clustered(values, workload.groups(name))))
         return Estimate(tuple(scores), float("nan"), float(workload.n_items))
 
 

@@ -87,7 +87,9 @@ def read_profile(path: Path) -> Profile:
     try:
         return Profile.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ProfileError(str(path), "no such file", remedy="make one with `vlmopt profile -m MODEL -t TASK -o FILE`") from error
+        raise ProfileError(
+            str(path), "no such file", remedy="make one with `vlmopt profile -m MODEL -t TASK -o FILE`"
+        ) from error
     except (ValidationError, UnicodeDecodeError) as error:
         found = "is not a profile"
         if isinstance(error, ValidationError):

@@ -53,8 +53,13 @@ def no_checkpoint(key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[st
 class Estimator(Protocol):
     """Gives every branch and layer of a program a score on a workload."""
 
-    name: str
-    unit: str  # of the scores
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def unit(self) -> str:
+        """Of the scores."""
+        ...
 
     def estimate(
         self, program: Program, workload: Workload, *, progress: Progress, checkpoint: Checkpoint, seed: int
@@ -70,4 +75,3 @@ def units_of(component: str, branches: Sequence[Branch], *, with_layers: bool = 
         if len(members) > 1:
             units.append(Unit(component, members[0].layer_name, True, tuple(b.name for b in members)))
     return units
-

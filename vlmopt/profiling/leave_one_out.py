@@ -7,14 +7,16 @@ a loss of information.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Progress
-from vlmopt.core.workload import Outputs, Workload
+from vlmopt.core.workload import Feed, Outputs, Workload
 from vlmopt.graph.branches import find_branches
 from vlmopt.graph.clusters import clustered
 from vlmopt.graph.head import head_features
@@ -28,7 +30,7 @@ _WHOLE = "whole"  # key of the run without a skip
 
 @dataclass(frozen=True)
 class LeaveOneOut:
-    """`is_refit` chooses between the two ways to score; without layers only branches are scored, at two thirds of the cost."""
+    """`is_refit` chooses between the two ways to score; without layers only branches are scored, which costs less."""
 
     is_refit: bool = True
     with_layers: bool = True
@@ -44,7 +46,9 @@ class LeaveOneOut:
         for name in reference:
             units = units_of(name, find_branches(program.components[name].graph), with_layers=self.with_layers)
             values = self._values(program, name, workload, units, progress, checkpoint)
-            losses = {key: self._losses(program, name, value, workload, reference, seed) for key, value in values.items()}
+            losses = {
+                key: self._losses(program, name, value, workload, reference, seed) for key, value in values.items()
+            }
             whole = losses[_WHOLE]
             reference_loss = float(whole.mean())
             for unit in units:
@@ -73,10 +77,7 @@ class LeaveOneOut:
         feeds = workload.feeds[name]
         parts: list[dict[str, Tensor]] = []
         for i, feed in enumerate(progress.track(feeds, f"leave-one-out {name}", total=len(feeds))):
-            part = checkpoint(
-                f"{name}-{i:05d}", lambda feed=feed: dict(zip(keys, replay.variants(feed, subsets), strict=True))
-            )
-            parts.append(part)
+            parts.append(checkpoint(f"{name}-{i:05d}", partial(_named_variants, replay, keys, subsets, feed)))
         return {key: torch.cat([part[key] for part in parts]) for key in keys}
 
     def _losses(
@@ -93,6 +94,11 @@ def _key(unit: Unit) -> str:
     return ("layer:" if unit.is_layer else "branch:") + unit.name
 
 
+def _named_variants(
+    replay: Replay, keys: Sequence[str], subsets: Sequence[frozenset[str]], feed: Feed
+) -> dict[str, Tensor]:
+    return dict(zip(keys, replay.variants(feed, subsets), strict=True))
+
+
 def _outputs(program: Program, name: str, workload: Workload) -> Tensor:
     return run_component(program.components[name], workload.feeds[name])
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, TypeVar
 
 from vlmopt.core.contract import Context, Pass, Plan, Promise, Refusal, Site
@@ -13,7 +14,7 @@ from vlmopt.core.program import Program
 from vlmopt.graph.costing import program_cost
 from vlmopt.graph.modules import clone_graph
 from vlmopt.graph.text import component_text
-from vlmopt.rewrite.invariants import Snapshot, check_invariants, stamp_new_nodes
+from vlmopt.rewrite.invariants import Snapshot, check_invariants, check_plan, lint, stamp_new_nodes
 
 T = TypeVar("T")
 Choose = Callable[[Program, Plan], Sequence[Site]]
@@ -73,25 +74,20 @@ def run_step(
         fuel: largest number of sites to apply.
 
     Raises:
-        PassError: the pass failed, or broke its contract; the program given is untouched.
+        PassError: the pass failed, or broke its contract; the graphs of the program given are untouched.
     """
     for observer in observers:
         observer.before(step, pass_, program)
     before = Snapshot.of(program)
-    plan = _guarded(pass_, step, "plan", lambda: pass_.plan(program, context))
-    check_invariants(before, program, pass_, step, n_applied=0)
+    plan = _plan(program, pass_, context, before, step)
     chosen = list(plan.sites)
     if not plan.is_chosen and choose is not None:
         chosen = list(choose(program, plan))
-    chosen, unfuelled = (chosen, []) if fuel is None else (chosen[:fuel], chosen[fuel:])
     clone = clone_program(program)
-    applied, gone = [], []
-    for site in chosen:
-        changed = _apply(pass_, clone, site, context, step)
-        (applied if changed else gone).append(site)
+    applied, gone = _apply_all(pass_, clone, chosen[:fuel], context, step)
     stamp_new_nodes(before, clone, pass_, step)
     check_invariants(before, clone, pass_, step, n_applied=len(applied))
-    names = {site.name for site in chosen}
+    handled = {site.name for site in (*applied, *gone)}
     result = StepResult(
         step=step,
         name=pass_.name,
@@ -100,7 +96,7 @@ def run_step(
         plan=plan,
         applied=tuple(applied),
         gone=tuple(gone),
-        left=tuple([*unfuelled, *(site for site in plan.sites if site.name not in names and site not in unfuelled)]),
+        left=tuple(site for site in plan.sites if site.name not in handled),
         predicted=sum((site.saving for site in applied), Cost()),
         counted=program_cost(program) - program_cost(clone),
         text_before=before.texts,
@@ -111,18 +107,36 @@ def run_step(
     return result
 
 
+def _plan(program: Program, pass_: Pass, context: Context, before: Snapshot, step: int) -> Plan:
+    """The pass's plan, made on a clone: a pass that edits while it plans is caught, and harms nothing."""
+    clone = clone_program(program)
+    plan = _guarded(pass_, step, "plan", lambda: pass_.plan(clone, context))
+    check_plan(plan, f"step {step} {pass_.name}")
+    check_invariants(before, clone, pass_, step, n_applied=0)
+    return plan
+
+
+def _apply_all(
+    pass_: Pass, program: Program, sites: Sequence[Site], context: Context, step: int
+) -> tuple[list[Site], list[Site]]:
+    """Applies the sites in order; returns those that changed the program and those that died with an earlier one."""
+    applied: list[Site] = []
+    gone: list[Site] = []
+    text = program_text(program)
+    for site in sites:
+        action = f"apply {site.name}"
+        _guarded(pass_, step, action, partial(pass_.apply, program, site, context))
+        for component in program.components.values():
+            lint(component.graph, f"step {step} {pass_.name}, {action}")
+            component.graph.recompile()
+        found = program_text(program)
+        (gone if found == text else applied).append(site)
+        text = found
+    return applied, gone
+
+
 def program_text(program: Program) -> dict[str, str]:
     return {name: component_text(component) for name, component in program.components.items()}
-
-
-def _apply(pass_: Pass, program: Program, site: Site, context: Context, step: int) -> bool:
-    """Whether the site's edit changed the program; a site can die with an earlier one."""
-    before = program_text(program)
-    _guarded(pass_, step, f"apply {site.name}", lambda: pass_.apply(program, site, context))
-    for component in program.components.values():
-        component.graph.graph.lint()
-        component.graph.recompile()
-    return program_text(program) != before
 
 
 def _guarded(pass_: Pass, step: int, action: str, call: Callable[[], T]) -> T:

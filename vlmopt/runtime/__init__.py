@@ -6,4 +6,14 @@ from vlmopt.runtime.latency import Latency, LatencyTable, Ratio, measure_latency
 from vlmopt.runtime.model import Model, load
 from vlmopt.runtime.session import Session, check_files, open_session
 
-__all__ = ["Latency", "LatencyTable", "Model", "Ratio", "Session", "check_files", "load", "measure_latency", "open_session"]
+__all__ = [
+    "Latency",
+    "LatencyTable",
+    "Model",
+    "Ratio",
+    "Session",
+    "check_files",
+    "load",
+    "measure_latency",
+    "open_session",
+]

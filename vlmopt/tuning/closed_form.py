@@ -20,7 +20,13 @@ def has_unfitted_head(program: Program) -> bool:
 
 
 def recover_heads(
-    program: Program, workload: Workload, reference: Outputs, *, components: frozenset[str], progress: Progress, seed: int
+    program: Program,
+    workload: Workload,
+    reference: Outputs,
+    *,
+    components: frozenset[str],
+    progress: Progress,
+    seed: int,
 ) -> Program:
     """The program with the heads of these components fitted on the workload; the others stay as they are.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from vlmopt.core.contract import Promise
 from vlmopt.core.errors import ArtifactError
-from vlmopt.core.program import Assembly, Component, Program
+from vlmopt.core.program import Assembly, Component, Dim, Program
 from vlmopt.core.workload import Feed
 from vlmopt.graph.replay import run_component
 from vlmopt.graph.similarity import class_embeddings, similarity_logits
@@ -31,11 +32,17 @@ class Gate:
 
 
 def difference(found: Tensor, wanted: Tensor) -> float:
-    """Largest absolute difference over the largest absolute wanted value; infinite where shapes or NaNs differ."""
-    if found.shape != wanted.shape or bool(torch.isnan(found).any()) != bool(torch.isnan(wanted).any()):
+    """Largest absolute difference over the largest finite wanted value; infinite where shapes, NaNs or infinities differ."""
+    if found.shape != wanted.shape:
         return float("inf")
-    scale = float(wanted.double().abs().max().clamp(min=1e-6)) if wanted.numel() else 1.0
-    return float((found.double() - wanted.double()).abs().max()) / scale if wanted.numel() else 0.0
+    a, b = found.double(), wanted.double()
+    differs = (a != b) & ~(torch.isnan(a) & torch.isnan(b))  # infinities of one sign are equal, and so are NaNs
+    if not bool(differs.any()):
+        return 0.0
+    finite = b[torch.isfinite(b)].abs()
+    scale = max(float(finite.max()), 1e-6) if finite.numel() else 1.0
+    worst = float((a - b)[differs].abs().max())
+    return float("inf") if math.isnan(worst) else worst / scale
 
 
 def check_step(name: str, promise: Promise, before: Program, after: Program, feeds: Mapping[str, Feed]) -> Gate | None:
@@ -94,7 +101,7 @@ def open_torchscript(path: Path) -> Runner:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
-            module = torch.jit.load(str(path))
+            module = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError) as error:
             raise ArtifactError(str(path), f"cannot be loaded ({str(error).splitlines()[0][:200]})") from error
 
@@ -133,7 +140,7 @@ def check_file(name: str, path: Path, kind: str, cases: Sequence[tuple[Feed, Ten
     return Gate(name, worst <= ARTIFACT[dtype], worst, ARTIFACT[dtype])
 
 
-def two_shapes(component: Component, feed: Feed) -> list[Feed]:
+def two_shapes(component: Component, feed: Feed, dims: Mapping[str, Dim]) -> list[Feed]:
     """Inputs at two shapes from one batch of the task: other batch, other text length."""
     ordered = {spec.name: feed[spec.name] for spec in component.inputs}
     small = {key: value[:1] for key, value in ordered.items()}
@@ -142,6 +149,7 @@ def two_shapes(component: Component, feed: Feed) -> list[Feed]:
         value = ordered[spec.name]
         value = torch.cat([value, value])[:5] if len(value) < 5 else value[:5]
         if "text" in spec.shape:
-            value = torch.nn.functional.pad(value, (0, 1))
+            is_full = value.shape[1] >= dims["text"].maximum
+            value = value[:, :-1] if is_full else torch.nn.functional.pad(value, (0, 1))
         large[spec.name] = value
     return [small, large]

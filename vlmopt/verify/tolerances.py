@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vlmopt.core.contract import Promise
 
-# Re-association of sums over some thousand terms: about 30 roundings of the type's epsilon in the worst of many outputs.
+# Re-association of sums over some thousand terms: about 30 roundings of the type's epsilon in the worst output.
 CLOSE = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 4e-2, "float16": 5e-3}
 # Another runtime fuses and orders operations its own way, layer after layer.
 ARTIFACT = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 6e-2, "float16": 1e-2}

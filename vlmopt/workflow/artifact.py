@@ -99,9 +99,9 @@ def bench_artifact(
             raise ArtifactError(str(path), f"{name} has no ONNX file", remedy="make the artifact with --emit onnx")
         feed, _ = recorded_cases(recorded, name, entry)[0]
         arrays = {key: value.numpy() for key, value in feed.items()}
-        measured = time_sessions(
-            {name: path / entry.files["onnx"]}, arrays, progress=show, runs=runs, threads=threads
-        )[name]
+        measured = time_sessions({name: path / entry.files["onnx"]}, arrays, progress=show, runs=runs, threads=threads)[
+            name
+        ]
         rows[name] = {
             "file": entry.files["onnx"],
             "size_bytes": (path / entry.files["onnx"]).stat().st_size,

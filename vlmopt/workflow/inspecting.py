@@ -36,14 +36,12 @@ def inspect_model(
     with show.stage("capture"):
         size = _processor_size(model)
         return describe(
-            capture(
-                model, image=size, device=device, dtype=dtype, allow_pickle=allow_pickle, with_weights=with_weights
-            )
+            capture(model, image=size, device=device, dtype=dtype, allow_pickle=allow_pickle, with_weights=with_weights)
         )
 
 
 def _processor_size(model: str) -> tuple[int, int] | None:
-    """The size of images after preprocessing; a bare model without a processor is inspected at its configuration's size."""
+    """The size of images after preprocessing; a model without a processor is inspected at its configuration's size."""
     try:
         return Preprocessor.load(resolve_folder(model)).image_size
     except VlmoptError:

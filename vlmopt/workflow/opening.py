@@ -43,9 +43,7 @@ def open_model(model: str, *, device: str, dtype: str, allow_pickle: bool, progr
     with progress.stage("capture"):
         folder = resolve_folder(model)
         preprocessor = Preprocessor.load(folder)
-        program = capture(
-            model, image=preprocessor.image_size, device=device, dtype=dtype, allow_pickle=allow_pickle
-        )
+        program = capture(model, image=preprocessor.image_size, device=device, dtype=dtype, allow_pickle=allow_pickle)
     return OpenedModel(program, preprocessor, folder)
 
 
@@ -79,7 +77,7 @@ class LazyOutputs(Mapping[str, Tensor]):
 
 
 def with_fitted_head(program: Program, workload: Workload, *, seed: int, progress: Progress) -> Program:
-    """The program the others are compared with: where the task brings its own head, it is fitted here for the first time."""
+    """The program the others are compared with: where the task brings its own head, it is fitted here first."""
     if not has_unfitted_head(program):
         return program
     heads = frozenset(program.heads)

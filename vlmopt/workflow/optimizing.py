@@ -186,12 +186,12 @@ def _profile(state: RunState, bound: OpenedTask) -> Profile:
     if state.profile is not None:
         return state.profile
     settings = state.recipe.profile
-    workload = bound.source.workload(bound.program, "profile", limit=_least(settings.num_samples, state.recipe.num_samples))
+    workload = bound.source.workload(
+        bound.program, "profile", limit=_least(settings.num_samples, state.recipe.num_samples)
+    )
     if settings.file is not None:
         profile = read_profile(Path(settings.file))
-        check_profile(
-            profile, place=settings.file, model=bound.program.source.fingerprint, task=workload.fingerprint
-        )
+        check_profile(profile, place=settings.file, model=bound.program.source.fingerprint, task=workload.fingerprint)
     else:
         layers = any(step.name == "skip-layers" for step in state.recipe.passes)
         profile = measure_profile(
@@ -219,7 +219,7 @@ def _searched(state: RunState, bound: OpenedTask, program: Program, plan: Plan, 
         meter = CutMeter(program, fit, check, reference, progress=state.progress, seed=state.recipe.seed)
         return choose(
             _candidates(plan, state.importance),
-            lambda names: meter.measure(frozenset().union(*(branches[name] for name in names))),
+            lambda cuts: meter.measure([frozenset().union(*(branches[name] for name in cut)) for cut in cuts]),
             max_drop=max_drop,
         )
 
@@ -266,4 +266,3 @@ def _refuse_failed(evidence: Evidence) -> None:
                 expected=f"at most {gate.allowed:.4g}",
                 remedy="nothing was published; the partial directory keeps the report",
             )
-

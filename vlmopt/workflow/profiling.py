@@ -122,9 +122,7 @@ def measure_profile(
         seed=seed,
         dtype=dtype,
         versions=versions(),
-        cost=ProfileCost(
-            forward_passes=estimate.forward_passes, seconds=round(time.perf_counter() - start, 2)
-        ),
+        cost=ProfileCost(forward_passes=estimate.forward_passes, seconds=round(time.perf_counter() - start, 2)),
         reference_loss=None if math.isnan(estimate.reference_loss) else estimate.reference_loss,
         scores=tuple(_row(program, score) for score in estimate.scores),
     )

@@ -94,7 +94,7 @@ def _check_files(state: RunState, files: Files) -> list[Gate]:
     feeds = state.sample_feeds(state.optimized)
     for name, component in state.optimized.components.items():
         cases: list[tuple[Feed, Tensor]] = []
-        for i, feed in enumerate(two_shapes(component, feeds[name])):
+        for i, feed in enumerate(two_shapes(component, feeds[name], state.optimized.dims)):
             wanted = run_component(component, [feed])
             cases.append((feed, wanted))
             recorded.update({f"{name}|{i}|{key}": value.contiguous() for key, value in feed.items()})
@@ -184,7 +184,12 @@ def _latencies(state: RunState, files: Files, originals: Files) -> dict[str, Any
 
 
 def time_sessions(
-    paths: Mapping[str, Path], feed: Mapping[str, Any], *, progress: Progress, runs: int = 50, threads: int | None = None
+    paths: Mapping[str, Path],
+    feed: Mapping[str, Any],
+    *,
+    progress: Progress,
+    runs: int = 50,
+    threads: int | None = None,
 ) -> LatencyTable:
     """Latency of ONNX files on one feed, one session at a time, in rounds."""
     factories = {name: partial(open_session, path, threads=threads) for name, path in paths.items()}
@@ -200,7 +205,8 @@ def _size(folder: Path, files: Files) -> int:
     """Bytes of one format's graphs, the first that every component has, external weights included."""
     kind = next(iter(next(iter(files.values()))))
     names = [formats[kind] for formats in files.values()]
-    return sum(path.stat().st_size for name in names for path in folder.glob(f"{name}*"))
+    paths = [folder / part for name in names for part in (name, f"{name}.data")]
+    return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 def write_results(state: RunState, steps: list[StepResult], evidence: Evidence) -> dict[str, Any]:
@@ -258,7 +264,9 @@ def _report(state: RunState, steps: list[StepResult], evidence: Evidence) -> dic
         "branches": _branch_section(state),
         "gates": [{"name": g.name, "passed": g.passed, "found": g.found, "allowed": g.allowed} for g in evidence.gates],
         "stages": [
-            {"name": entry["stage"], "seconds": entry["seconds"]} for entry in state.ledger.entries if "seconds" in entry
+            {"name": entry["stage"], "seconds": entry["seconds"]}
+            for entry in state.ledger.entries
+            if "seconds" in entry
         ],
         "reproduce": f"vlmopt optimize --recipe {state.run.final / 'recipe.yaml'} -o NEW_FOLDER",
         "warnings": state.warnings,
@@ -297,7 +305,9 @@ def _pass_section(result: StepResult) -> dict[str, Any]:
 
 
 def _branch_section(state: RunState) -> list[dict[str, Any]]:
-    scores = {} if state.profile is None else {(s.component, s.name): s for s in state.profile.scores if s.scope == "branch"}
+    scores = (
+        {} if state.profile is None else {(s.component, s.name): s for s in state.profile.scores if s.scope == "branch"}
+    )
     rows = []
     for name, component in state.original.components.items():
         left = state.optimized.components.get(name)

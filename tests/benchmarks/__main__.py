@@ -1,0 +1,68 @@
+"""Runs the benchmarks and writes one JSON file and one Markdown table each: `python -m tests.benchmarks [NAME ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from tests.benchmarks import frame
+
+RESULTS = Path(__file__).parent / "results"
+BENCHMARKS: Mapping[str, Callable[[], dict[str, float]]] = {"frame": frame.run}
+PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "numpy")
+
+
+def main() -> int:
+    """Runs the benchmarks named, or all of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(BENCHMARKS)}; all by default")
+    names = parser.parse_args().names or list(BENCHMARKS)
+    for name in names:
+        figures = BENCHMARKS[name]()
+        result = describe(figures, command=f"python -m tests.benchmarks {name}")
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        (RESULTS / f"{name}.md").write_text(as_table(result), encoding="utf-8")
+        print(as_table(result))
+    return 0
+
+
+def describe(figures: Mapping[str, float], *, command: str) -> dict[str, object]:
+    """The figures with everything that is needed to read them: machine, versions, date, command."""
+    return {
+        "figures": dict(figures),
+        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "system": platform.system()},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": command,
+    }
+
+
+def cpu_name() -> str:
+    """The processor as the system names it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def as_table(result: Mapping[str, object]) -> str:
+    """The figures as a Markdown table, with the machine below it."""
+    figures, machine = result["figures"], result["machine"]
+    assert isinstance(figures, dict) and isinstance(machine, dict)
+    rows = [f"| `{name}` | {value:.4g} |" for name, value in figures.items()]
+    where = f"{machine['cpu']}, {machine['cores']} cores, {result['date']}"
+    return "\n".join(["| figure | value |", "|---|---:|", *rows, "", f"Measured on {where}: `{result['command']}`.", ""])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

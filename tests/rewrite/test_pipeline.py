@@ -1,0 +1,156 @@
+"""The pipeline applies, measures and judges; every invariant catches a pass that breaks it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.rewrite import bad_passes as bad
+from tests.rewrite.bad_passes import DeclaresSignature, DoAnything
+from vlmopt.core.contract import Context, Pass, Plan
+from vlmopt.core.errors import PassError, RecipeError
+from vlmopt.core.program import Program
+from vlmopt.graph.branches import find_branches
+from vlmopt.graph.canonical import drop_dead_nodes
+from vlmopt.graph.example import ResidualBlocks, program_of
+from vlmopt.graph.regions import skip_branch
+from vlmopt.registry import make_pass
+from vlmopt.rewrite.invariants import checksum
+from vlmopt.rewrite.pipeline import StepResult, program_text, run_step
+
+
+@pytest.fixture
+def program() -> Program:
+    return program_of(ResidualBlocks(), torch.ones(2, 8))
+
+
+def step(program: Program, pass_: Pass, **options: object) -> StepResult:
+    return run_step(program, pass_, Context(), step=3, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("pass_", "message"),
+    [
+        (DoAnything(on_apply=bad.write_in_place), "wrote tensor model/head.weight in place"),
+        (DoAnything(on_apply=bad.write_behind_autograd), "wrote tensor model/layers.0.up.weight in place"),
+        (DoAnything(on_plan=bad.write_in_place), "wrote tensor model/head.weight in place"),
+        (DoAnything(on_plan=bad.double_output), "changed the program without applying a site"),
+        (DoAnything(on_apply=bad.forget_metadata), "has no shape metadata"),
+        (DoAnything(on_apply=bad.rename_output), "changed the signature of model"),
+        (DoAnything(on_apply=bad.add_component), "changed the signature of copy"),
+        (DoAnything(on_apply=bad.return_twice_in_silence), "the graph returns 2 values; expected 1"),
+        (DoAnything(on_apply=bad.rename_input), "the graph takes renamed; expected x"),
+        (DeclaresSignature(on_apply=bad.return_input), "an output is the input x; expected outputs that alias nothing"),
+        (DeclaresSignature(on_apply=bad.return_twice), "an output is output 0 again"),
+        (DeclaresSignature(on_apply=bad.claim_other_shape), "output has shape"),
+        (DeclaresSignature(on_apply=bad.claim_other_dtype), "dtype torch.float32; expected ('batch', 3) and float16"),
+        (DoAnything(on_apply=bad.break_graph), "apply model/site: left a broken graph"),
+        (DoAnything(sites=("model/a", "model/b", "model/a")), "plans two sites named model/a"),
+        (DoAnything(on_plan=bad.fail), "plan: raised ZeroDivisionError: division by zero"),
+        (DoAnything(on_apply=bad.fail), "apply model/site: raised ZeroDivisionError: division by zero"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
+)
+def test_a_pass_that_breaks_the_contract_is_named_with_its_step(program: Program, pass_: Pass, message: str) -> None:
+    text = program_text(program)
+    with pytest.raises(PassError) as caught:
+        step(program, pass_)
+    assert str(caught.value).startswith("step 3 do-anything")
+    assert message in str(caught.value)
+    assert program_text(program) == text  # graphs are clones, so the program given is as it was
+
+
+def test_a_signature_may_change_when_the_pass_says_so(program: Program) -> None:
+    result = step(program, DeclaresSignature(on_apply=bad.rename_output))
+    assert result.program.components["model"].outputs[0].name == "scores"
+    assert program.components["model"].outputs[0].name == "output"
+
+
+def test_an_error_that_names_its_place_itself_comes_through(program: Program) -> None:
+    def refuse(_: Program) -> None:
+        raise RecipeError("option x", "is wrong")
+
+    with pytest.raises(RecipeError, match="option x: is wrong"):
+        step(program, DoAnything(on_plan=refuse))
+
+
+def test_a_site_that_changes_nothing_is_gone_and_not_applied(program: Program) -> None:
+    result = step(program, DoAnything())
+    assert (len(result.applied), [site.name for site in result.gone]) == (0, ["model/site"])
+    assert result.counted.macs == 0
+
+
+def skip_first(program: Program) -> None:
+    graph = program.components["model"].graph
+    for branch in find_branches(graph):
+        skip_branch(graph, branch)
+        drop_dead_nodes(graph)
+        return
+
+
+def test_a_site_that_dies_with_an_earlier_one_is_gone(program: Program) -> None:
+    result = step(program, DoAnything(on_apply=skip_first, sites=("model/a", "model/b", "model/c")))
+    assert [site.name for site in result.applied] == ["model/a", "model/b"]
+    assert [site.name for site in result.gone] == ["model/c"]
+    assert result.left == ()
+
+
+def test_fuel_limits_how_many_sites_are_applied(program: Program) -> None:
+    result = step(program, make_pass("skip-branches", {}), fuel=1)
+    assert [site.name for site in result.applied] == ["model/layers.0.ffn"]
+    assert [site.name for site in result.left] == ["model/layers.1.ffn"]
+    assert [branch.name for branch in find_branches(result.program.components["model"].graph)] == ["layers.1.ffn"]
+
+
+def test_the_planner_chooses_only_where_the_options_do_not(program: Program) -> None:
+    def last(_: Program, plan: Plan) -> list[object]:
+        return [plan.sites[-1]]
+
+    free = step(program, make_pass("skip-branches", {}), choose=last)
+    assert [site.name for site in free.applied] == ["model/layers.1.ffn"]
+    assert [site.name for site in free.left] == ["model/layers.0.ffn"]
+    named = step(program, make_pass("skip-branches", {"branches": ["layers.0.*"]}), choose=last)
+    assert [site.name for site in named.applied] == ["model/layers.0.ffn"]
+
+
+def test_new_nodes_are_stamped_even_when_their_metadata_are_copied(program: Program) -> None:
+    once = step(program, DoAnything(on_apply=bad.double_output)).program
+    twice = run_step(once, DoAnything(on_apply=bad.double_output), Context(), step=4).program
+    made = [node.meta["made_by"] for node in twice.components["model"].graph.graph.nodes if "made_by" in node.meta]
+    assert made == [(3, "do-anything"), (4, "do-anything")]
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int, str]] = []
+
+    def before(self, step: int, pass_: Pass, program: Program) -> None:
+        self.seen.append(("before", step, pass_.name))
+
+    def after(self, result: StepResult) -> None:
+        self.seen.append(("after", result.step, result.name))
+
+
+def test_observers_see_the_step_begin_and_end(program: Program) -> None:
+    recorder = Recorder()
+    step(program, make_pass("canonicalize", {}), observers=(recorder,))
+    assert recorder.seen == [("before", 3, "canonicalize"), ("after", 3, "canonicalize")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.float64])
+@pytest.mark.parametrize("n", [0, 1, 3, 8, 1000, 1003])
+def test_a_checksum_notices_one_changed_element(dtype: torch.dtype, n: int) -> None:
+    tensor = torch.ones(n, dtype=dtype)
+    before = checksum(tensor)
+    assert checksum(tensor.clone()) == before
+    for i in {0, n // 2, n - 1} & set(range(n)):
+        tensor.data[i] = 0
+        assert checksum(tensor) != before
+        tensor.data[i] = 1
+    assert checksum(torch.empty(4, device="meta")) is None
+
+
+def test_a_checksum_reads_views_and_scales() -> None:
+    base = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    assert checksum(base[1:, 1:]) == checksum(base[1:, 1:].clone())
+    assert len({checksum(base), checksum(base * 2), checksum(-base), checksum(base.relu())}) == 4

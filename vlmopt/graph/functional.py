@@ -1,0 +1,71 @@
+"""Frees exported programs of writes in place and of regions under another autocast or grad mode.
+
+A value that is written after it was read would be wrong in whatever replays, clones or reorders the graph.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import fx
+from torch._ops import HigherOrderOperator, OpOverload
+
+from vlmopt.graph.canonical import HAND_ON, writes
+
+aten = torch.ops.aten
+
+
+def functional_graph(exported: torch.export.ExportedProgram) -> fx.GraphModule:
+    """The program as one flat graph in which no node changes another's value.
+
+    Writes into a value that nothing else reads become ordinary operations. All others, and regions, are left to torch,
+    which takes longer than the export itself.
+
+    Raises:
+        TypeError: torch.export gave no graph.
+    """
+    if any(_needs_torch(node) for node in exported.graph.nodes):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of torch about its own tree functions
+            exported = exported.run_decompositions({})
+    flat = exported.module(check_guards=False)
+    if not isinstance(flat, fx.GraphModule):
+        raise TypeError(f"expected a GraphModule from torch.export, found {type(flat).__name__}")
+    for node in flat.graph.nodes:
+        replacement = _ordinary(node)
+        if replacement is not None:
+            node.target = replacement
+    return flat
+
+
+def _needs_torch(node: fx.Node) -> bool:
+    if isinstance(node.target, HigherOrderOperator):
+        return True
+    return writes(node) and node.target is not aten.detach_.default and _ordinary(node) is None
+
+
+def _ordinary(node: fx.Node) -> OpOverload | None:
+    """The operation that returns what this one writes, if nothing can tell the two apart."""
+    if not writes(node) or not isinstance(node.target, OpOverload) or not isinstance(node.args[0], fx.Node):
+        return None
+    written = node.args[0]
+    if not _is_fresh(written) or list(written.users) != [node] or not _keeps_type(node, written):
+        return None
+    namespace, name = node.target._schema.name.split("::")
+    packet = getattr(getattr(torch.ops, namespace), name.removesuffix("_"), None)
+    return getattr(packet, node.target._overloadname, None) if name.endswith("_") else None
+
+
+def _is_fresh(node: fx.Node) -> bool:
+    """The node makes a new tensor: no input, no weight and no view of another value."""
+    if node.op != "call_function" or not isinstance(node.target, OpOverload) or node.target in HAND_ON:
+        return False
+    return not writes(node) and all(value.alias_info is None for value in node.target._schema.returns)
+
+
+def _keeps_type(node: fx.Node, written: fx.Node) -> bool:
+    """A write keeps shape and dtype of what it writes into, where an ordinary operation may widen them."""
+    values = [operand.meta.get("val") for operand in node.all_input_nodes]
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    return written.meta["val"].dim() > 0 and len({tensor.dtype for tensor in tensors}) == 1
