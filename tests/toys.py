@@ -21,7 +21,7 @@ TEXT: dict[str, Any] = {
     "max_position_embeddings": 24,
     "projection_dim": 16,
     "bos_token_id": 62,
-    "eos_token_id": 63,
+    "eos_token_id": 3,  # [SEP] of the tokenizer below: CLIP reads the text's embedding there
     "pad_token_id": 0,
 }
 VISION: dict[str, Any] = {

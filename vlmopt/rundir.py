@@ -20,6 +20,7 @@ from typing import IO, Any, Self
 from vlmopt.core.errors import OutputExistsError, VlmoptError
 
 MANIFEST = "manifest.json"
+CHECKSUM = "manifest.sha256"
 RECIPE = "recipe.yaml"
 REPORT_JSON = "report.json"
 REPORT_MARKDOWN = "report.md"

@@ -99,14 +99,20 @@ class Trainer:
                 self._check()
 
     def _batches(self) -> Iterator[Batch]:
-        """The batches from `self.step` on."""
+        """The batches from `self.step` on.
+
+        What a chunk holds depends on its number alone, so a continued run sees the rows of an unbroken one.
+        """
         options = self.options
         while self.step < options.steps:
-            name = f"{options.seed}/train/{self.step // STEPS_PER_CHUNK}"
-            n_rows = STEPS_PER_CHUNK * options.batch
-            is_looking = self.step < options.look_steps
-            chunk = make_chunk(name, self.tokenizer, n_rows=n_rows, has_one_kind_per_scene=is_looking)
-            yield from list(split(chunk, options.batch))[self.step % STEPS_PER_CHUNK :]
+            start = self.step - self.step % STEPS_PER_CHUNK
+            chunk = make_chunk(
+                f"{options.seed}/train/{start // STEPS_PER_CHUNK}",
+                self.tokenizer,
+                n_rows=STEPS_PER_CHUNK * options.batch,
+                has_one_kind_per_scene=start < options.look_steps,
+            )
+            yield from list(split(chunk, options.batch))[self.step - start : options.steps - start]
 
     def _learn(self, batch: Batch) -> tuple[torch.Tensor, float]:
         """One step; returns the answers given and the loss, which in the first stage are none and the hint loss."""

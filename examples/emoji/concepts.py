@@ -17,6 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+Row = dict[str, str]
+
+SEED = 0
+FRACTIONS = {"profile": 0.5, "validation": 0.2, "test": 0.3}
 _TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
 # joiner, presentation selector, female and male sign, rightwards arrow: they vary an emoji, they do not make another
 _VARIATION = {"200d", "fe0f", "2640", "2642", "27a1"}

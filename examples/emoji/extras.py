@@ -15,17 +15,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from concepts import split_families
+from concepts import FRACTIONS, SEED, Row, split_families
 from PIL import Image, ImageOps
 from resvg_py import svg_to_bytes
 from tqdm import tqdm
 
 SIDE = 168
-SEED = 0
-FRACTIONS = {"profile": 0.5, "validation": 0.2, "test": 0.3}
 _STAMPS = "usr/share/tuxpaint/stamps"
-
-Row = dict[str, str]
 
 
 def build_food(folder: Path, *, pictures: Path, table: Path) -> list[Row]:
@@ -46,13 +42,20 @@ def build_food(folder: Path, *, pictures: Path, table: Path) -> list[Row]:
 
 def build_stamps(folder: Path, *, package: Path) -> list[Row]:
     """Write one square image a stamp; returns the rows of `metadata.jsonl`."""
-    rows = []
+    rows, undrawn = [], []
     for source in tqdm(list(_stamp_files(package / _STAMPS)), desc="stamps", delay=2, disable=None):
         place = source.relative_to(package / _STAMPS)
         file_name = "-".join(place.with_suffix(".png").parts)
-        _on_white(source).save(folder / file_name)
+        try:
+            picture = _picture(source)
+        except ValueError:
+            undrawn.append(place.name)
+            continue
+        _on_white(picture).save(folder / file_name)
         caption = source.with_suffix(".txt").read_text(encoding="utf-8").splitlines()[0].strip()
         rows.append({"file_name": file_name, "caption": caption, "group": place.parts[0], "family": caption.lower()})
+    if undrawn:
+        print(f"left out {len(undrawn)} stamps whose SVG resvg refuses: {', '.join(undrawn)}")
     return _with_splits(rows)
 
 
@@ -65,16 +68,19 @@ def _stamp_files(root: Path) -> Iterator[Path]:
     yield from pictures.values()
 
 
-def _on_white(source: Path) -> Image.Image:
-    """The picture with its transparency kept, fitted into a white square."""
-    if source.suffix == ".svg":
-        drawn = io.BytesIO(svg_to_bytes(svg_path=str(source), width=2 * SIDE, skip_system_fonts=True))
-        picture = Image.open(drawn).convert("RGBA")
-    else:
-        picture = Image.open(source).convert("RGBA")
-    picture = ImageOps.contain(picture, (SIDE, SIDE))
+def _picture(source: Path) -> Image.Image:
+    """The stamp with its transparency; raises ValueError for a drawing that resvg cannot make sense of."""
+    if source.suffix == ".png":
+        return Image.open(source).convert("RGBA")
+    drawn = svg_to_bytes(svg_path=str(source), width=2 * SIDE, skip_system_fonts=True)
+    return Image.open(io.BytesIO(drawn)).convert("RGBA")
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    """The picture fitted into a white square."""
+    fitted = ImageOps.contain(picture, (SIDE, SIDE))
     square = Image.new("RGB", (SIDE, SIDE), "white")
-    square.paste(picture, ((SIDE - picture.width) // 2, (SIDE - picture.height) // 2), mask=picture)
+    square.paste(fitted, ((SIDE - fitted.width) // 2, (SIDE - fitted.height) // 2), mask=fitted)
     return square
 
 

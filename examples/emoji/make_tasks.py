@@ -5,90 +5,41 @@
     OUT/food, OUT/tasks/food-group          with --with food
     OUT/stamps, OUT/tasks/stamp-captions    with --with stamps
 
-Two splits, both over families of look-alike concepts and never over images. `split_concept` (profile 50 %, validation
-20 %, test 30 %) serves the questions "which style?" and "what kind of thing?". `split_style` serves retrieval by
-name: every twemoji drawing is test, so that the test asks for an unseen style, and of the other three styles 85 % of
-the concepts are profile, 15 % validation. Retrieval chooses among the names of its split: all 1,594 in the test. The
-same concept in the unseen style is a look-alike of nothing in profile, so `family_style`, the group of that split,
-keeps the two apart.
+Images are rebuilt when the packages or the code that draws them change; the splits are explained in `drawings.py`.
+Retrieval chooses among the names of its split: all 1,594 in the test.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import io
 import json
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from concepts import Concept, load_concepts, load_sets, split_families
-from extras import FRACTIONS, SEED, Row, build_food, build_stamps
-from fetch import EXTRAS, FOOD_PICTURES, FOOD_TABLE, STAMPS, STYLES, UNREACHABLE, FetchError, UnreachableError, fetch
-from folders import Existing, publish
-from PIL import Image
-from resvg_py import svg_to_bytes
-from tqdm import tqdm
-
-SIDE = 84
-HELD_OUT_STYLE = "twemoji"
-STYLE_FRACTIONS = {"profile": 0.85, "validation": 0.15}
-PROMPTS = ["an emoji of {}", "a drawing of {}", "{}"]
-_SVG = (
-    '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-    'viewBox="{left} {top} {width} {height}" width="{side}" height="{side}">{body}</svg>'
+from concepts import Row, load_sets
+from drawings import build_emoji
+from extras import build_food, build_stamps
+from fetch import (
+    EXTRAS,
+    FOOD_PICTURES,
+    FOOD_TABLE,
+    STAMPS,
+    STYLES,
+    UNREACHABLE,
+    FetchError,
+    Package,
+    UnreachableError,
+    fetch,
 )
+from folders import Existing, publish
 
-
-def render(icons: Mapping[str, Any], icon: str) -> Image.Image:
-    """One icon of an Iconify set on white; a drawing that is not square is centred."""
-    drawing = icons["icons"][icon]
-    box = {name: drawing.get(name, icons.get(name, fallback)) for name, fallback in _BOX.items()}
-    svg = _SVG.format(side=SIDE, body=drawing["body"], **box)
-    png = svg_to_bytes(svg_string=svg, background="#ffffff", width=SIDE, height=SIDE, skip_system_fonts=True)
-    return Image.open(io.BytesIO(png)).convert("RGB")
-
-
-_BOX = {"left": 0, "top": 0, "width": 16, "height": 16}
-
-
-def image_rows(concepts: Iterable[Concept]) -> list[Row]:
-    """The rows of `metadata.jsonl`, ordered by concept and style."""
-    known = list(concepts)
-    groups = {concept.family: concept.group for concept in reversed(known)}
-    sizes = Counter(concept.family for concept in known)
-    by_concept = split_families(groups, sizes, FRACTIONS, seed=SEED)
-    by_style = split_families(groups, sizes, STYLE_FRACTIONS, seed=SEED + 1)
-    return [
-        {
-            "file_name": f"{style}/{concept.key}.png",
-            "name": concept.name,
-            "concept": concept.key,
-            "style": style,
-            "group": concept.group,
-            "family": concept.family,
-            "split_concept": by_concept[concept.family],
-            "family_style": f"{style}/{concept.family}" if style == HELD_OUT_STYLE else concept.family,
-            "split_style": "test" if style == HELD_OUT_STYLE else by_style[concept.family],
-        }
-        for concept in known
-        for style in sorted(concept.icons)
-    ]
-
-
-def build_emoji(folder: Path, *, sets: Mapping[str, Mapping[str, Any]]) -> list[Row]:
-    """Render every drawing; returns the rows of `metadata.jsonl`."""
-    concepts = load_concepts(sets)
-    drawings = [(style, concept) for concept in concepts for style in concept.icons]
-    for style in sets:
-        (folder / style).mkdir()
-    for style, concept in tqdm(drawings, desc="rendering", delay=2, disable=None):
-        render(sets[style]["icons"], concept.icons[style]).save(folder / style / f"{concept.key}.png")
-    return image_rows(concepts)
+PROMPTS = ["an emoji of {}", "a drawing of {}", "{}"]
+_DRAWN_BY = ("concepts.py", "drawings.py")
+_EXTRA_DRAWN_BY = ("concepts.py", "extras.py")
 
 
 def task(kind: str, name: str, *, data: str, columns: Row, metric: str, **rest: list[str]) -> dict[str, Any]:
@@ -161,43 +112,39 @@ def build_extra(extra: str, folder: Path) -> list[Row]:
 
 def make_tasks(out: Path, *, extras: Iterable[str] = (), existing: Existing) -> list[Path]:
     """Bring every image folder and task folder under `out` up to date; returns the task folders."""
-    folders = fetch(STYLES.values())
-    sets: dict[str, dict[str, Any]] = {}
-
-    def emoji(folder: Path) -> list[Row]:
-        sets.update(load_sets(dict(zip(STYLES, folders, strict=True))))
-        return build_emoji(folder, sets=sets)
-
-    inputs = {package.name: package.sha256 for package in STYLES.values()}
-    _publish_images(out / "images", emoji, inputs=inputs, existing=existing)
-    tasks = emoji_tasks(read_rows(out / "images"))
+    folders = dict(zip(STYLES, fetch(STYLES.values()), strict=True))
+    _publish_images(
+        out / "images",
+        lambda folder: build_emoji(folder, sets=load_sets(folders)),
+        fingerprint=_hashes(STYLES.values(), _DRAWN_BY),
+        existing=existing,
+    )
+    tasks = _publish_tasks(out, emoji_tasks(read_rows(out / "images")), existing=existing)
     for extra in extras:
-        inputs = {package.name: package.sha256 for package in EXTRAS[extra]}
         _publish_images(
-            out / extra, lambda folder, extra=extra: build_extra(extra, folder), inputs=inputs, existing=existing
+            out / extra,
+            lambda folder, extra=extra: build_extra(extra, folder),
+            fingerprint=_hashes(EXTRAS[extra], _EXTRA_DRAWN_BY),
+            existing=existing,
         )
-        tasks |= extra_tasks(extra)
-    for name, described in tasks.items():
-        _publish_task(out / "tasks" / name, yaml.safe_dump(described, sort_keys=False, width=120), existing=existing)
-    return [out / "tasks" / name for name in tasks]
+        tasks += _publish_tasks(out, extra_tasks(extra), existing=existing)
+    return tasks
 
 
 def _publish_images(
-    target: Path, build: Callable[[Path], list[Row]], *, inputs: Mapping[str, str], existing: Existing
+    target: Path, build: Callable[[Path], list[Row]], *, fingerprint: Mapping[str, str], existing: Existing
 ) -> None:
     def write(folder: Path) -> None:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in build(folder)]
         (folder / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
 
-    code = {
-        path.name: _sha256(path.read_bytes())
-        for path in sorted(Path(__file__).parent.glob("*.py"))
-        if path.name in _CODE
-    }
-    publish(target, write, fingerprint=dict(inputs) | code, existing=existing)
+    publish(target, write, fingerprint=fingerprint, existing=existing)
 
 
-_CODE = {"make_tasks.py", "concepts.py", "extras.py"}
+def _publish_tasks(out: Path, tasks: Mapping[str, dict[str, Any]], *, existing: Existing) -> list[Path]:
+    for name, described in tasks.items():
+        _publish_task(out / "tasks" / name, yaml.safe_dump(described, sort_keys=False, width=120), existing=existing)
+    return [out / "tasks" / name for name in tasks]
 
 
 def _publish_task(target: Path, text: str, *, existing: Existing) -> None:
@@ -205,6 +152,12 @@ def _publish_task(target: Path, text: str, *, existing: Existing) -> None:
         (folder / "task.yaml").write_text(text, encoding="utf-8")
 
     publish(target, write, fingerprint={"task.yaml": _sha256(text.encode())}, existing=existing)
+
+
+def _hashes(packages: Iterable[Package], code: Iterable[str]) -> dict[str, str]:
+    """What an image folder depends on: the packages and the files of this example that draw it."""
+    inputs = {package.name: package.sha256 for package in packages}
+    return inputs | {name: _sha256(Path(__file__).with_name(name).read_bytes()) for name in code}
 
 
 def _sha256(content: bytes) -> str:

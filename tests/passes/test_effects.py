@@ -105,7 +105,9 @@ def test_a_layer_goes_as_a_whole_or_not_at_all() -> None:
     read = program_of(_TwoBranches(is_read=True), batch_of(2, 4))
     result = run_step(read, make_pass("skip-layers", {}), Context(), step=1)
     assert [site.name for site in result.applied] == ["model/layers.1"]
-    assert [(r.name, r.reason) for r in result.refusals] == [("model/layers.0", "a value computed inside is read behind it")]
+    assert [(r.name, r.reason) for r in result.refusals] == [
+        ("model/layers.0", "a value computed inside is read behind it")
+    ]
 
 
 class _Encoder(nn.Module):

@@ -54,6 +54,6 @@ def capture_dual(model: nn.Module, source: ModelSource, plan: CapturePlan) -> Pr
 def _similarity(model: nn.Module, plan: CapturePlan) -> Similarity | None:
     if not plan.with_weights:
         return None  # without weights there is no scale to read
-    scale = math.exp(float(model.logit_scale.detach().double()))  # type: ignore[operator, union-attr]
+    scale = math.exp(float(model.logit_scale.detach().double()))  # type: ignore[operator]
     bias = getattr(model, "logit_bias", None)
     return Similarity(scale, 0.0 if bias is None else float(bias.detach()))

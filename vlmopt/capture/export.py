@@ -7,30 +7,28 @@ import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim as ExportDim
 
-from vlmopt.capture.wrappers import PREFIX
+import vlmopt
+from vlmopt.capture.wrappers import PREFIX, Wrapper
 from vlmopt.core.errors import CaptureError
 from vlmopt.core.program import Component, Dim, TensorSpec
 from vlmopt.graph.modules import output_values, placeholders
 from vlmopt.graph.raising import raise_program
+from vlmopt.graph.sizes import size_text, symbols_of
 
-# Worst difference to eager, relative to the largest output, that re-association of sums explains (float32; one part in 2^-8 for bfloat16).
+# Worst difference to eager, relative to the largest output, that another order of additions explains.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 5e-3, torch.bfloat16: 4e-2}
-
-
-class Wrapped(Protocol):
-    inputs: tuple[str, ...]
-    output: str
+_NOT_A_MODEL = (Path(torch.__file__).parent, Path(vlmopt.__file__).parent)
 
 
 def capture_component(
     name: str,
-    module: nn.Module,
+    module: Wrapper,
     samples: list[dict[str, Tensor]],
     *,
     dims: Mapping[str, Dim],
@@ -50,11 +48,11 @@ def capture_component(
     """
     exported = _export(name, module, samples[0], dims, shapes, rewrite or nullcontext())
     graph = raise_program(exported, prefix=PREFIX)
-    for node, wanted in zip(placeholders(graph), module.inputs, strict=True):  # type: ignore[arg-type]
+    for node, wanted in zip(placeholders(graph), module.inputs, strict=True):
         if node.name != wanted:
             raise CaptureError(name, f"input {node.name!r} came first", expected=f"input {wanted!r}")
     value = output_values(graph)[0].meta["val"]
-    output = TensorSpec(str(module.output), _spec_shape(graph, value, shapes), str(value.dtype).removeprefix("torch."))
+    output = TensorSpec(module.output, _spec_shape(graph, value, shapes), str(value.dtype).removeprefix("torch."))
     inputs = tuple(
         TensorSpec(key, tuple(shapes[key]), str(samples[0][key].dtype).removeprefix("torch.")) for key in shapes
     )
@@ -68,7 +66,7 @@ def capture_component(
 
 def _export(
     name: str,
-    module: nn.Module,
+    module: Wrapper,
     sample: dict[str, Tensor],
     dims: Mapping[str, Dim],
     shapes: Mapping[str, tuple[int | str, ...]],
@@ -87,19 +85,38 @@ def _export(
         raise CaptureError(
             f"{name} of {type(module.model).__name__}",
             f"torch.export stopped at {_where(error, module)}: {_reason(error)}",
-            remedy="a rewrite of that module in vlmopt/capture/rewrites can make it exportable",
+            expected="a model whose control flow and sizes do not depend on the data",
+            remedy="a rewrite of that module (see vlmopt/capture/README.md) can make it exportable",
         ) from error
 
 
-def _where(error: BaseException, module: nn.Module) -> str:
-    """File, line and module path of the innermost frame that belongs to a model."""
+def run_eager(name: str, module: Wrapper, sample: Mapping[str, Tensor]) -> Mapping[str, Any]:
+    """What the wrapped model itself returns for a sample.
+
+    Raises:
+        CaptureError: it cannot be called with these inputs.
+    """
+    try:
+        with torch.no_grad():
+            return module.model(**sample)  # type: ignore[no-any-return]
+    except Exception as error:
+        sizes = {key: tuple(value.shape) for key, value in sample.items()}
+        raise CaptureError(
+            f"{name} of {type(module.model).__name__}",
+            f"stopped at {_where(error, module)} when called with {sizes}: {_reason(error)}",
+            expected="a model that takes these inputs",
+        ) from error
+
+
+def _where(error: BaseException, module: Wrapper) -> str:
+    """Module path, file and line of the innermost frame that belongs to the model."""
     paths = {id(child): path.removeprefix(PREFIX) for path, child in module.named_modules()}
     place, owner = "an unknown place", ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         file = Path(frame.f_code.co_filename)
         this = frame.f_locals.get("self")
-        if isinstance(this, nn.Module) and id(this) in paths and not {"torch", "vlmopt"} & set(file.parts):
-            owner = f"module {paths[id(this)] or type(this).__name__!r} ({type(this).__name__}), "
+        if isinstance(this, nn.Module) and id(this) in paths and not any(map(file.is_relative_to, _NOT_A_MODEL)):
+            owner = f"module {paths[id(this)] or PREFIX.removesuffix('.')} ({type(this).__name__}), "
             place = f"{file.name}:{line} in {frame.f_code.co_name}"
     return owner + place
 
@@ -113,13 +130,13 @@ def _reason(error: BaseException) -> str:
 def _spec_shape(
     graph: torch.fx.GraphModule, value: Tensor, shapes: Mapping[str, tuple[int | str, ...]]
 ) -> tuple[int | str, ...]:
-    """Dimensions of an output, named like the input dimensions that they are equal to."""
+    """Dimensions of an output in the names of the input dimensions (`batch`, `text + 17`)."""
     names: dict[str, str] = {}
     for node, shape in zip(placeholders(graph), shapes.values(), strict=True):
         for wanted, actual in zip(shape, node.meta["val"].shape, strict=True):
             if isinstance(wanted, str):
-                names[str(actual)] = wanted
-    return tuple(dim if isinstance(dim, int) else names.get(str(dim), str(dim)) for dim in value.shape)
+                names.update(dict.fromkeys(symbols_of(actual), wanted))
+    return tuple(dim if isinstance(dim, int) else size_text(dim, names) for dim in value.shape)
 
 
 def _check_dims(component: Component) -> None:
@@ -138,7 +155,7 @@ def _check_dims(component: Component) -> None:
                 )
 
 
-def _check_parity(component: Component, module: nn.Module, sample: dict[str, Tensor]) -> None:
+def _check_parity(component: Component, module: Wrapper, sample: dict[str, Tensor]) -> None:
     with torch.no_grad():
         wanted = module(**sample)[0]
         found = component.graph(*(sample[spec.name] for spec in component.inputs))[0]
@@ -153,5 +170,5 @@ def _check_parity(component: Component, module: nn.Module, sample: dict[str, Ten
             component.name,
             f"the graph differs from eager by {worst:.2g} of the largest output at {sizes}",
             expected=f"at most {allowed:.0e}",
-            remedy="this model needs a rewrite in vlmopt/capture/rewrites",
+            remedy="this model needs a rewrite (see vlmopt/capture/README.md)",
         )

@@ -1,13 +1,13 @@
-"""Assembly `fused`: image and text enter one graph that ends in scores (ViLT, BLIP image-text matching and their like)."""
+"""Assembly `fused`: image and text enter one graph that ends in scores (ViLT, BLIP image-text matching and others)."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
-from vlmopt.capture.export import capture_component
+from vlmopt.capture.export import capture_component, run_eager
 from vlmopt.capture.plan import CapturePlan
 from vlmopt.capture.wrappers import Fused
 from vlmopt.core.program import Assembly, ModelSource, Program
@@ -29,10 +29,11 @@ def capture_fused(model: nn.Module, source: ModelSource, plan: CapturePlan) -> P
         "input_ids": ("batch", "text"),
         "attention_mask": ("batch", "text"),
     }
+    samples = plan.samples(Fused.inputs)
     component = capture_component(
         "model",
-        Fused(model, _score_name(model, plan)).eval(),
-        plan.samples(Fused.inputs),
+        Fused(model, _score_name(model, samples[0], plan)).eval(),
+        samples,
         dims=plan.dims,
         shapes=shapes,
         rewrite=plan.rewrite(model),
@@ -46,9 +47,10 @@ def capture_fused(model: nn.Module, source: ModelSource, plan: CapturePlan) -> P
     return Program(Assembly.FUSED, {"model": component}, plan.dims, source, heads=heads, labels=names)
 
 
-def _score_name(model: nn.Module, plan: CapturePlan) -> str:
+def _score_name(model: nn.Module, sample: Mapping[str, Tensor], plan: CapturePlan) -> str:
     """The first of the known output names that the model really returns."""
-    result = plan.first_output(model, Fused.inputs)
+    with plan.rewrite(model):
+        result = run_eager("model", Fused(model, ""), sample)
     for name in _SCORES:
         if name in result:
             return name

@@ -63,7 +63,7 @@ def read_config(model: str, folder: Path) -> PretrainedConfig:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ModelError(str(path), f"is not JSON ({error})", remedy="fetch the model again") from error
     try:
-        return AutoConfig.from_pretrained(folder)  # type: ignore[no-any-return]
+        return AutoConfig.from_pretrained(folder)
     except Exception as error:
         kind = raw.get("model_type") if isinstance(raw, dict) else None
         found = f"model_type {kind!r} cannot be read by transformers ({_first_line(error)})"
@@ -75,12 +75,14 @@ def model_class(config: PretrainedConfig, place: str) -> type[PreTrainedModel]:
     import transformers
 
     names = list(getattr(config, "architectures", None) or [])
-    if names and hasattr(transformers, names[0]):
-        return getattr(transformers, names[0])  # type: ignore[no-any-return]
     if names:
-        raise ModelError(place, f"architecture {names[0]!r} is unknown to transformers {transformers.__version__}")
+        named = getattr(transformers, str(names[0]), None)
+        if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
+            return named
+        found = f"architecture {names[0]!r} is unknown to transformers {transformers.__version__}"
+        raise ModelError(place, found, expected="a model class of transformers")
     try:
-        return transformers.AutoModel._model_mapping[type(config)]  # type: ignore[no-any-return, attr-defined]
+        return transformers.AutoModel._model_mapping[type(config)]  # type: ignore[no-any-return]
     except KeyError as error:
         raise ModelError(place, f"no model class for model_type {config.model_type!r}") from error
 
@@ -90,7 +92,7 @@ def load_model(
 ) -> tuple[PreTrainedModel, ModelSource, Path]:
     """The model in evaluation mode, where it came from, and its folder.
 
-    Without weights the model is built from config.json alone, under the caller's fake-tensor mode.
+    Without weights the model is built from config.json alone, its tensors fake, in the caller's fake-tensor mode.
 
     Raises:
         ModelError: configuration or weights are missing, corrupt, incomplete or pickled.
@@ -101,10 +103,10 @@ def load_model(
     if with_weights:
         weights = check_weights(folder, allow_pickle=allow_pickle)
         built = _from_pretrained(cls, folder, config, getattr(torch, dtype), weights)
-        built = built.to(device)  # type: ignore[arg-type]
+        built = built.to(device)
     else:
         weights = []
-        built = cls(config).to(getattr(torch, dtype))
+        built = _without_weights(cls, config, getattr(torch, dtype))
     fingerprint = _fingerprint([folder / "config.json", *weights])
     return built.eval(), ModelSource(model, str(config.model_type), cls.__name__, fingerprint), folder
 
@@ -137,7 +139,7 @@ def check_weights(folder: Path, *, allow_pickle: bool) -> list[Path]:
 def _shards(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (json.JSONDecodeError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(str(index), "is not a safetensors index", remedy="fetch the model again") from error
     return [index.parent / name for name in names]
 
@@ -170,7 +172,33 @@ def _from_pretrained(
     except Exception as error:
         raise ModelError(str(weights[0]), f"cannot be loaded into {cls.__name__} ({_first_line(error)})") from error
     _check_complete(weights[0], cls, info)
-    return model  # type: ignore[no-any-return]
+    return model
+
+
+def _without_weights(cls: type[PreTrainedModel], config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The model with tensors that have a shape and no memory; modules that share a tensor go on sharing it."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):  # where every model of transformers can be built
+            model = cls(config)
+    except Exception as error:
+        place = f"config.json of {config.model_type}"
+        raise ModelError(place, f"{cls.__name__} cannot be built from it ({_first_line(error)})") from error
+    finally:
+        torch.set_default_dtype(usual)
+    made: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        for owned in (module._parameters, module._buffers):
+            for name, tensor in owned.items():
+                if tensor is not None:
+                    owned[name] = made.setdefault(id(tensor), _on_cpu(tensor))
+    return model
+
+
+def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    empty = torch.empty_like(tensor, device="cpu")
+    return torch.nn.Parameter(empty, requires_grad=False) if isinstance(tensor, torch.nn.Parameter) else empty
 
 
 def _check_complete(path: Path, cls: type, info: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -54,11 +54,6 @@ class CapturePlan:
         return {
             name: value.to(self.device, target if value.is_floating_point() else None) for name, value in made.items()
         }
-
-    def first_output(self, model: nn.Module, names: tuple[str, ...]) -> Mapping[str, Any]:
-        """What the model returns for the first sample."""
-        with torch.no_grad(), self.rewrite(model):
-            return model(**self.samples(names)[0])  # type: ignore[no-any-return]
 
     def rewrite(self, model: nn.Module) -> AbstractContextManager[None]:
         return rewrite_for(str(self.config.model_type), model, self.image)

@@ -6,6 +6,7 @@ The model lies under `model`, a prefix that raising cuts off again, so every ten
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,43 +14,46 @@ from torch import Tensor, nn
 PREFIX = "model."
 
 
-class ImageEncoder(nn.Module):
+class Wrapper(nn.Module):
+    """A part of the model with the names of its inputs, in order, and of its output."""
+
+    inputs: ClassVar[tuple[str, ...]]
+    output: str
+    model: Any
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+
+class ImageEncoder(Wrapper):
     """`pixel_values` [B, 3, H, W] -> `image_embeds` [B, D], not normalised."""
 
     inputs = ("pixel_values",)
     output = "image_embeds"
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
     def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
-        return (_pooled(self.model.get_image_features(pixel_values=pixel_values)),)  # type: ignore[operator]
+        return (_pooled(self.model.get_image_features(pixel_values=pixel_values)),)
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(Wrapper):
     """`input_ids`, `attention_mask` [B, N] -> `text_embeds` [B, D], not normalised."""
 
     inputs = ("input_ids", "attention_mask")
     output = "text_embeds"
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
-        features = self.model.get_text_features(input_ids=input_ids, attention_mask=attention_mask)  # type: ignore[operator]
+        features = self.model.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
         return (_pooled(features),)
 
 
-class Fused(nn.Module):
+class Fused(Wrapper):
     """`pixel_values` [B, 3, H, W], `input_ids`, `attention_mask` [B, N] -> the model's first scores."""
 
     inputs = ("pixel_values", "input_ids", "attention_mask")
 
     def __init__(self, model: nn.Module, output: str) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.output = output
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import click
 from click.exceptions import NoSuchCommand
@@ -67,7 +70,10 @@ def cli() -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 1 error, 2 usage, 3 verified and different, 70 internal, 130 Ctrl-C."""
-    sys.exit(run(args))
+    code = run(args)
+    if code == EXIT_INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not end in a traceback on the way out
+    sys.exit(code)
 
 
 def run(args: Sequence[str] | None = None) -> int:
@@ -83,7 +89,8 @@ def run(args: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        _say(f"interrupted: {_what_is_kept(settings)}")
+        with _without_interrupts():
+            _say(f"interrupted: {_what_is_kept(settings)}")
         return EXIT_INTERRUPTED
     except VlmoptError as error:
         return _fail(settings, error.one_line(), error.exit_code)
@@ -94,6 +101,19 @@ def run(args: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the last line of defence: one line instead of a traceback
         return _internal(settings, error)
     return result if isinstance(result, int) else EXIT_OK
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Whoever presses Ctrl-C twice gets the same one line."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _os_error(settings: Settings, error: OSError) -> int:

@@ -126,6 +126,33 @@ def pass_dir() -> Callable[[F], F]:
     )
 
 
+class Formats(click.ParamType[tuple[str, ...]]):
+    """Names of formats, separated by commas."""
+
+    name = "formats"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "FORMAT[,FORMAT...]"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        names = tuple(name.strip() for name in str(value).split(","))
+        for name in names:
+            if name not in FORMATS:
+                self.fail(f"{name!r} is not one of {', '.join(FORMATS)}.", param, ctx)
+        return names
+
+
+def _join_formats(_ctx: click.Context, _param: click.Parameter, value: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for names in value for name in names))
+
+
+def emit() -> Callable[[F], F]:
+    text = f"Formats to write ({', '.join(FORMATS)}); with commas, or repeated.  [default: onnx]"
+    return click.option("--emit", multiple=True, type=Formats(), callback=_join_formats, help=text)
+
+
 def as_json() -> Callable[[F], F]:
     return click.option("--json", "is_json", is_flag=True, help="Print JSON on standard output.")
 

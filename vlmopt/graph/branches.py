@@ -67,42 +67,46 @@ class Branch:
 def find_branches(module: fx.GraphModule) -> list[Branch]:
     """All branches of a canonical graph, in the order of the stream, named and grouped into layers."""
     order = {node: i for i, node in enumerate(module.graph.nodes)}
-    sums = [one for node in module.graph.nodes if (one := _residual_sum(node, order)) is not None]
-    roots = {one.total for one in sums}
+    sums = [candidates for node in module.graph.nodes if (candidates := _residual_sums(node, order))]
+    roots = {candidates[0].total for candidates in sums}
     branches: list[Branch] = []
-    for one in sums:
-        regions = {term: nodes_between(one.stream, term, order) for term in one.dependent}
-        if any((roots - {one.total}).intersection(inside) for inside in regions.values()):
-            continue  # rule 2
-        branches.extend(_make_branch(module, order, one, term, inside) for term, inside in regions.items())
+    for candidates in sums:
+        for one in candidates:
+            others = roots - {one.total}
+            regions = {term: inside for term, inside in one.regions.items() if not others.intersection(inside)}  # rule 2
+            branches.extend(_make_branch(module, order, one, term, inside) for term, inside in regions.items())
+            if regions:
+                break
     branches.sort(key=lambda branch: (order[branch.exit], order[branch.term]))
     return _with_unique_names(_in_layers(branches))
 
 
 @dataclass(frozen=True)
 class _Sum:
-    """A residual sum: its last addition, all its additions, the stream, all terms, those that depend on the stream."""
+    """A residual sum: its last addition, all its additions, all terms, the stream, and what lies between the stream and
+    each term that depends on it."""
 
     total: fx.Node
     additions: tuple[fx.Node, ...]
-    stream: fx.Node
     terms: tuple[fx.Node, ...]
-    dependent: tuple[fx.Node, ...]
+    stream: fx.Node
+    regions: dict[fx.Node, dict[fx.Node, None]]
 
 
-def _residual_sum(node: fx.Node, order: dict[fx.Node, int]) -> _Sum | None:
-    """The sum whose last addition `node` is, if one of its terms is computed from another."""
+def _residual_sums(node: fx.Node, order: dict[fx.Node, int]) -> list[_Sum]:
+    """The sum whose last addition `node` is, once for each term that can be its stream, the earliest first."""
     if not _is_add(node) or _is_inner_add(node):
-        return None
+        return []
     additions: list[fx.Node] = []
     terms = tuple(_terms(node, additions))
     full = [term for term in dict.fromkeys(terms) if _shape(term) == _shape(node)]
+    found: list[_Sum] = []
     for stream in sorted(full, key=order.__getitem__):
-        others = [term for term in full if term is not stream]
-        dependent = [t for t in others if any(_has_weight(n) for n in nodes_between(stream, t, order))]  # rule 1
-        if dependent:
-            return _Sum(node, tuple(additions), stream, terms, tuple(dependent))
-    return None
+        inside = {term: nodes_between(stream, term, order) for term in full if term is not stream}
+        regions = {term: nodes for term, nodes in inside.items() if any(map(_has_weight, nodes))}  # rule 1
+        if regions:
+            found.append(_Sum(node, tuple(additions), terms, stream, regions))
+    return found
 
 
 def _is_add(node: fx.Node) -> bool:
@@ -167,7 +171,7 @@ def _make_branch(
         (exit_node,) = one.total.users
         is_post_norm = True
     # Without one term the sum has one addition less; which of them goes makes no difference, since all have one shape.
-    gone = one.additions[one.dependent.index(term)]
+    gone = one.additions[list(one.regions).index(term)]
     region = _exclusive_region(term, set(one.additions), order) | {gone}
     if is_post_norm:
         region.add(exit_node)

@@ -19,7 +19,7 @@ def insert_call(
     values = fx.node.map_arg(args, lambda n: n.meta["val"])
     options = fx.node.map_arg(kwargs or {}, lambda n: n.meta["val"])
     with torch.no_grad():
-        node.meta["val"] = target(*values, **options)  # type: ignore[misc]
+        node.meta["val"] = target(*values, **options)
     return node
 
 

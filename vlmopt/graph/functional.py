@@ -15,6 +15,8 @@ from vlmopt.graph.canonical import HAND_ON, writes
 
 aten = torch.ops.aten
 
+_POINTWISE = {"add", "sub", "mul", "div", "neg", "relu", "clamp", "exp", "sigmoid", "tanh", "silu"}
+
 
 def functional_graph(exported: torch.export.ExportedProgram) -> fx.GraphModule:
     """The program as one flat graph in which no node changes another's value.
@@ -50,11 +52,11 @@ def _ordinary(node: fx.Node) -> OpOverload | None:
     if not writes(node) or not isinstance(node.target, OpOverload) or not isinstance(node.args[0], fx.Node):
         return None
     written = node.args[0]
-    if not _is_fresh(written) or list(written.users) != [node] or not _keeps_type(node, written):
+    name = node.target._schema.name.removeprefix("aten::").removesuffix("_")
+    if name not in _POINTWISE or not _is_fresh(written) or list(written.users) != [node] or not _keeps_type(node):
         return None
-    namespace, name = node.target._schema.name.split("::")
-    packet = getattr(getattr(torch.ops, namespace), name.removesuffix("_"), None)
-    return getattr(packet, node.target._overloadname, None) if name.endswith("_") else None
+    found: OpOverload | None = getattr(getattr(aten, name), node.target._overloadname, None)
+    return found
 
 
 def _is_fresh(node: fx.Node) -> bool:
@@ -64,8 +66,8 @@ def _is_fresh(node: fx.Node) -> bool:
     return not writes(node) and all(value.alias_info is None for value in node.target._schema.returns)
 
 
-def _keeps_type(node: fx.Node, written: fx.Node) -> bool:
-    """A write keeps shape and dtype of what it writes into, where an ordinary operation may widen them."""
+def _keeps_type(node: fx.Node) -> bool:
+    """A write keeps the dtype of what it writes into, where an ordinary operation may widen it."""
     values = [operand.meta.get("val") for operand in node.all_input_nodes]
-    tensors = [value for value in values if isinstance(value, torch.Tensor)]
-    return written.meta["val"].dim() > 0 and len({tensor.dtype for tensor in tensors}) == 1
+    dtypes = {value.dtype for value in values if isinstance(value, torch.Tensor)}
+    return len(dtypes) == 1 and all(dtype.is_floating_point for dtype in dtypes)

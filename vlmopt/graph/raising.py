@@ -235,7 +235,7 @@ def _place(module: fx.GraphModule, owner: str, leaf: nn.Module) -> str:
 def _is_same_leaf(present: object, leaf: nn.Module) -> bool:
     return (
         type(present) is type(leaf)
-        and present.weight is leaf.weight  # type: ignore[attr-defined]
+        and present.weight is leaf.weight
         and getattr(present, "bias", None) is getattr(leaf, "bias", None)
         and repr(present) == repr(leaf)
     )

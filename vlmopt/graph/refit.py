@@ -57,7 +57,8 @@ def fit_head(
     if targets is None:
         return None
     fit = fit_ridge(features, targets, workload.groups(component), prior=prior, seed=seed)
-    scale = min(_SCALES, key=lambda s: float(workload.losses({**reference, component: fit.held_out * s}).mean()))
+    scales = (1.0,) if prior is not None else _SCALES  # a model's own head has its scale already
+    scale = min(scales, key=lambda s: float(workload.losses({**reference, component: fit.held_out * s}).mean()))
     return HeadFit(fit.weight * scale, fit.bias * scale, fit.held_out * scale, fit.strength)
 
 

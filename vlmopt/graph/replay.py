@@ -20,6 +20,7 @@ from vlmopt.graph.branches import Branch
 from vlmopt.graph.modules import get_at
 
 Skips = frozenset[str]  # names of branches
+Sums = Mapping[fx.Node, tuple[fx.Node, ...]]  # exits that a skip changes -> the terms that are left of their sum
 
 
 class Replay:
@@ -50,11 +51,11 @@ class Replay:
     def variants(self, feed: Feed, subsets: Iterable[Skips]) -> list[Tensor]:
         """The target's value for every subset of skipped branches, in order, on one batch; the empty set skips none."""
         wanted = list(subsets)
-        if len(wanted) == 1 and wanted[0]:
-            return [self.run(feed, wanted[0])]  # alone it is cheaper without the full run
+        shared = self._sums(frozenset.intersection(*wanted)) if wanted else {}
         with torch.no_grad():
-            full, cache = self._full(feed)
-            return [full if not skips else self._skipped(feed, cache, skips) for skips in wanted]
+            base, cache = self._base(feed, shared)
+            sums = [self._sums(skips) for skips in wanted]
+            return [base if own == shared else self._variant(feed, cache, shared, own) for own in sums]
 
     def run(self, feed: Feed, skips: Skips) -> Tensor:
         """The target's value under one set of skips, without caching anything."""
@@ -62,20 +63,19 @@ class Replay:
         with torch.no_grad():
             return self._run(self._needed(sums, set()), feed, sums, {}, keep=None)
 
-    def _full(self, feed: Feed) -> tuple[Tensor, dict[fx.Node, object]]:
-        needed = self._needed({}, set())
+    def _base(self, feed: Feed, sums: Sums) -> tuple[Tensor, dict[fx.Node, object]]:
+        """The run that all variants share, and the values of it that they may start from."""
         cache: dict[fx.Node, object] = {}
-        value = self._run(needed, feed, {}, {}, keep=cache)
+        value = self._run(self._needed(sums, set()), feed, sums, {}, keep=cache)
         return value, cache
 
-    def _skipped(self, feed: Feed, cache: dict[fx.Node, object], skips: Skips) -> Tensor:
-        sums = self._sums(skips)
-        changed = self._changed(sums)
+    def _variant(self, feed: Feed, cache: dict[fx.Node, object], shared: Sums, sums: Sums) -> Tensor:
+        changed = self._changed(shared, sums)
         available = {node for node in cache if node not in changed}
         needed = self._needed(sums, available)
         return self._run(needed, feed, sums, {node: cache[node] for node in available}, keep=None)
 
-    def _sums(self, skips: Skips) -> dict[fx.Node, tuple[fx.Node, ...]]:
+    def _sums(self, skips: Skips) -> Sums:
         """For every exit that a skip changes, the terms that are left of its sum."""
         dropped: dict[fx.Node, set[fx.Node]] = {}
         terms: dict[fx.Node, tuple[fx.Node, ...]] = {}
@@ -85,15 +85,16 @@ class Replay:
             terms[branch.exit] = branch.terms
         return {node: tuple(t for t in terms[node] if t not in gone) for node, gone in dropped.items()}
 
-    def _changed(self, sums: Mapping[fx.Node, object]) -> set[fx.Node]:
+    def _changed(self, shared: Sums, sums: Sums) -> set[fx.Node]:
+        """Nodes whose value differs from the shared run's."""
+        different = {node for node in sums if sums[node] != shared.get(node)}
         changed: set[fx.Node] = set()
-        first = min(self._order[node] for node in sums)
-        for node in self._nodes[first:]:
-            if node in sums or any(operand in changed for operand in node.all_input_nodes):
+        for node in self._nodes[min(self._order[node] for node in different) :]:
+            if node in different or any(operand in changed for operand in sums.get(node, node.all_input_nodes)):
                 changed.add(node)
         return changed
 
-    def _needed(self, sums: Mapping[fx.Node, tuple[fx.Node, ...]], available: set[fx.Node]) -> list[fx.Node]:
+    def _needed(self, sums: Sums, available: set[fx.Node]) -> list[fx.Node]:
         """Nodes to compute for the target, in order."""
         needed: set[fx.Node] = set()
         pending = [self.target]
@@ -109,7 +110,7 @@ class Replay:
         self,
         needed: list[fx.Node],
         feed: Feed,
-        sums: Mapping[fx.Node, tuple[fx.Node, ...]],
+        sums: Sums,
         values: dict[fx.Node, object],
         *,
         keep: dict[fx.Node, object] | None,
@@ -134,7 +135,7 @@ class Replay:
         return result
 
     def _last_readers(
-        self, needed: list[fx.Node], sums: Mapping[fx.Node, tuple[fx.Node, ...]]
+        self, needed: list[fx.Node], sums: Sums
     ) -> dict[fx.Node, list[fx.Node]]:
         """For every node the values that nothing reads after it: freed at once, so one layer's worth is held."""
         last: dict[fx.Node, fx.Node] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
 import torch
@@ -32,6 +33,11 @@ def symbols_of(size: int | torch.SymInt) -> list[str]:
     if not isinstance(size, torch.SymInt):
         return []
     return [str(symbol) for symbol in size.node.expr.free_symbols]
+
+
+def size_text(size: int | torch.SymInt, names: Mapping[str, str]) -> str:
+    """A dimension as text, its symbols (which differ from run to run) under these names."""
+    return re.sub(r"[A-Za-z_]\w*", lambda symbol: names.get(symbol[0], symbol[0]), str(size))
 
 
 def size_of(size: int | torch.SymInt, sizes: Sizes) -> int:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 import torch
 from torch import fx
 
 from vlmopt.core.program import Component
 from vlmopt.graph.modules import get_at
-from vlmopt.graph.sizes import symbols_of
-
-_WORD = re.compile(r"[A-Za-z_]\w*")
+from vlmopt.graph.sizes import size_text, symbols_of
 
 
 def component_text(component: Component) -> str:
@@ -47,13 +43,9 @@ def _dim_names(component: Component) -> dict[str, str]:
 def _type(node: fx.Node, names: dict[str, str]) -> str:
     value = node.meta.get("val")
     if isinstance(value, torch.Tensor):
-        shape = ", ".join(_size(dim, names) for dim in value.shape)
+        shape = ", ".join(size_text(dim, names) for dim in value.shape)
         return f"{str(value.dtype).removeprefix('torch.')}[{shape}]"
     return type(value).__name__ if value is not None else "?"
-
-
-def _size(size: int | torch.SymInt, names: dict[str, str]) -> str:
-    return _WORD.sub(lambda word: names.get(word[0], word[0]), str(size))
 
 
 def _call(module: fx.GraphModule, node: fx.Node, numbers: dict[fx.Node, str]) -> str:

@@ -61,7 +61,7 @@ def _distances(component: Component, branches: list[Branch], units: list[Unit], 
 
 def _distance(before: Tensor, after: Tensor) -> Tensor:
     cosine = torch.nn.functional.cosine_similarity(before.double(), after.double(), dim=-1)
-    return (1.0 - cosine).flatten(1).mean(dim=1)
+    return (1.0 - cosine).reshape(len(cosine), -1).mean(dim=1)
 
 
 def _run(component: Component, feed: Feed, wanted: set[fx.Node]) -> dict[fx.Node, Tensor]:

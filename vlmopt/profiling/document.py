@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vlmopt.core.errors import ProfileError
 
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
 
 
 class _Strict(BaseModel):
@@ -55,7 +55,7 @@ class ProfileCost(_Strict):
 class Profile(_Strict):
     """Importance of every branch and layer of one model for one task."""
 
-    schema_version: int = SCHEMA
+    schema_version: Literal[1] = SCHEMA
     vlmopt: str
     created: str
     model: ProfiledModel
@@ -90,6 +90,8 @@ def read_profile(path: Path) -> Profile:
         raise ProfileError(
             str(path), "no such file", remedy="make one with `vlmopt profile -m MODEL -t TASK -o FILE`"
         ) from error
+    except OSError as error:
+        raise ProfileError(str(path), f"cannot be read ({(error.strerror or str(error)).lower()})") from error
     except (ValidationError, UnicodeDecodeError) as error:
         found = "is not a profile"
         if isinstance(error, ValidationError):

@@ -9,9 +9,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vlmopt.core.errors import ArtifactError, GateError
-from vlmopt.core.manifest import ComponentEntry, Manifest, read_manifest, sha256_of
+from vlmopt.core.manifest import MANIFEST, ComponentEntry, Manifest, read_manifest, sha256_of
 from vlmopt.core.progress import Progress, Silent
 from vlmopt.core.workload import Feed
+from vlmopt.rundir import CHECKSUM
 from vlmopt.verify.parity import Gate, check_file
 from vlmopt.workflow.evaluating import evaluate_artifact
 from vlmopt.workflow.publishing import CASES, time_sessions
@@ -25,6 +26,7 @@ def verify_artifact(path: Path, *, task: str | None = None, progress: Progress |
         GateError: something is not as it was.
     """
     show = progress or Silent()
+    _check_manifest(path)
     manifest = read_manifest(path)
     gates = _changed_files(path, manifest, show)
     if all(gate.passed for gate in gates):
@@ -39,6 +41,17 @@ def verify_artifact(path: Path, *, task: str | None = None, progress: Progress |
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
         raise GateError(str(path), found + more, remedy="restore the artifact, or make it again from its recipe.yaml")
     return {"gates": [{"name": g.name, "passed": g.passed, "found": g.found, "allowed": g.allowed} for g in gates]}
+
+
+def _check_manifest(path: Path) -> None:
+    """The manifest holds the hash of every other file, and a file beside it holds its own."""
+    manifest, recorded = path / MANIFEST, path / CHECKSUM
+    if not manifest.is_file():
+        return  # reading it says what is wrong
+    text = recorded.read_bytes() if recorded.is_file() else b""
+    if text != f"{sha256_of(manifest)}  {MANIFEST}\n".encode():
+        found = f"{MANIFEST} or {CHECKSUM} was changed since it was verified" if text else f"{CHECKSUM} is missing"
+        raise GateError(str(path), found, remedy="restore the artifact, or make it again from its recipe.yaml")
 
 
 def _changed_files(path: Path, manifest: Manifest, progress: Progress) -> list[Gate]:

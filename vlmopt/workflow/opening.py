@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from vlmopt.capture import capture
 from vlmopt.capture.loading import resolve_folder
+from vlmopt.core.errors import VlmoptError
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Progress
 from vlmopt.core.workload import Workload
@@ -39,12 +41,27 @@ class OpenedTask:
 
 
 def open_model(model: str, *, device: str, dtype: str, allow_pickle: bool, progress: Progress) -> OpenedModel:
-    """The model, captured at the image size that its processor makes."""
+    """The model, captured at the image size that its processor makes.
+
+    Raises:
+        ModelError, CaptureError: the model cannot be used.
+        VlmoptError: torch has no such device here.
+    """
+    check_device(device)
     with progress.stage("capture"):
         folder = resolve_folder(model)
         preprocessor = Preprocessor.load(folder)
         program = capture(model, image=preprocessor.image_size, device=device, dtype=dtype, allow_pickle=allow_pickle)
     return OpenedModel(program, preprocessor, folder)
+
+
+def check_device(device: str) -> None:
+    """Refuses a device that torch does not know, or does not find on this machine."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # an AssertionError where torch was built without CUDA
+        reason = str(error).strip().splitlines()[0].split(": ")[0][:120]
+        raise VlmoptError("device", f"{device!r} cannot be used ({reason})", remedy="use --device cpu") from error
 
 
 def open_task(opened: OpenedModel, path: str, *, seed: int, progress: Progress) -> OpenedTask:

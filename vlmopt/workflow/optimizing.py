@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlmopt import __version__
 from vlmopt.core.contract import Context, Pass, Plan, Promise, Site
-from vlmopt.core.errors import GateError, PlanError
+from vlmopt.core.errors import GateError
 from vlmopt.core.facts import CANONICAL, CAPTURED, TASK_BOUND
 from vlmopt.core.ledger import Ledger
 from vlmopt.core.program import Program
@@ -24,8 +25,9 @@ from vlmopt.rundir import LEDGER, RECIPE, RunDirectory, refuse_existing
 from vlmopt.tuning.closed_form import recover_heads
 from vlmopt.verify.parity import check_step
 from vlmopt.workflow.opening import LazyOutputs, OpenedTask, open_model, open_task, with_fitted_head
-from vlmopt.workflow.profiling import checkpoint_in, digest, make_estimator, measure_profile
-from vlmopt.workflow.publishing import Evidence, emit_and_verify, write_results
+from vlmopt.workflow.profiling import checkpoint_in, digest, make_estimator, measure_profile, versions
+from vlmopt.workflow.publishing import PROFILE_WORK, Evidence, emit_and_verify, write_results
+from vlmopt.workflow.refusing import SITE_OPTIONS, refuse_early, without_budget
 from vlmopt.workflow.run_state import RunState
 
 # Fitting and checking a cut while planning uses at most so many samples of each split; the final fit uses all.
@@ -47,13 +49,16 @@ def optimize(
     if dry_run:
         return _dry_run(recipe, passes, show)
     refuse_existing(output, force=force)
+    refuse_early(recipe)
     opened = open_model(
         recipe.model, device=recipe.device, dtype=recipe.dtype, allow_pickle=recipe.allow_pickle, progress=show
     )
     bound = None if recipe.task is None else open_task(opened, recipe.task, seed=recipe.seed, progress=show)
     task = "" if bound is None else bound.task.fingerprint
-    key = digest([recipe_digest(recipe), opened.program.source.fingerprint, task])
+    key = digest([__version__, versions(), recipe_digest(recipe), opened.program.source.fingerprint, task])
     with RunDirectory(output, key=key, force=force) as run:
+        if run.has_resumed:
+            show.message(f"resuming from {run.partial}")
         ledger = Ledger(run.path(LEDGER))
         state = RunState(recipe, run, opened, bound, ledger, show)
         _set_up(state)
@@ -61,7 +66,7 @@ def optimize(
         evidence = emit_and_verify(state, steps)
         save_recipe(_resolved(recipe, steps), run.path(RECIPE))
         report = write_results(state, steps, evidence)
-        _refuse_failed(evidence)
+        _refuse_failed(evidence, run.partial)
         run.publish()
     return report
 
@@ -168,12 +173,7 @@ def _choose(state: RunState, program: Program, plan: Plan) -> list[Site]:
     """The sites that the planner picks under the allowed drop, by the profile and by measuring on validation."""
     max_drop = state.recipe.budgets.max_drop
     if state.bound is None or max_drop is None:
-        raise PlanError(
-            "the recipe",
-            "has a lossy pass with neither a budget nor named sites",
-            expected="a task and max_drop, or the option that names the sites",
-            remedy="pass -t TASK --max-drop 1, or name the sites in the recipe",
-        )
+        raise without_budget()
     profile = _profile(state, state.bound)
     state.importance.update(profile.importance())
     choice = _searched(state, state.bound, program, plan, max_drop)
@@ -186,13 +186,11 @@ def _profile(state: RunState, bound: OpenedTask) -> Profile:
     if state.profile is not None:
         return state.profile
     settings = state.recipe.profile
-    workload = bound.source.workload(
-        bound.program, "profile", limit=_least(settings.num_samples, state.recipe.num_samples)
-    )
+    limit = _least(settings.num_samples, state.recipe.num_samples)
     if settings.file is not None:
-        profile = read_profile(Path(settings.file))
-        check_profile(profile, place=settings.file, model=bound.program.source.fingerprint, task=workload.fingerprint)
+        profile = _profile_from(settings.file, bound, limit)
     else:
+        workload = bound.source.workload(bound.program, "profile", limit=limit)
         layers = any(step.name == "skip-layers" for step in state.recipe.passes)
         profile = measure_profile(
             state.original,
@@ -202,10 +200,20 @@ def _profile(state: RunState, bound: OpenedTask) -> Profile:
             scoring=settings.scoring,
             seed=state.recipe.seed,
             dtype=state.recipe.dtype,
-            checkpoint=checkpoint_in(state.run.work("10-profile/batches")),
+            checkpoint=checkpoint_in(state.run.work(f"{PROFILE_WORK}/batches")),
             progress=state.progress,
         )
     state.profile = profile
+    return profile
+
+
+def _profile_from(file: str, bound: OpenedTask, limit: int | None) -> Profile:
+    """The profile in a file, if it is of this model and of these samples (as many as it was measured on)."""
+    profile = read_profile(Path(file))
+    limits = (limit, profile.task.n_items)
+    found = [bound.source.workload(bound.program, "profile", limit=n).fingerprint for n in limits]
+    task = profile.task.fingerprint if profile.task.fingerprint in found else found[0]
+    check_profile(profile, place=file, model=bound.program.source.fingerprint, task=task)
     return profile
 
 
@@ -246,7 +254,7 @@ def _resolved(recipe: Recipe, steps: list[StepResult]) -> Recipe:
     """The recipe with the sites that were chosen written out: running it again needs no profile and no search."""
     resolved = []
     for step, result in zip(recipe.passes, steps, strict=True):
-        option = {"skip-branches": "branches", "skip-layers": "layers"}.get(step.name)
+        option = SITE_OPTIONS.get(step.name)
         if option and not result.plan.is_chosen and result.applied:
             names = [site.name for site in result.applied]
             resolved.append(PassStep(name=step.name, options={**step.options, option: names}))
@@ -257,12 +265,12 @@ def _resolved(recipe: Recipe, steps: list[StepResult]) -> Recipe:
     return recipe.model_copy(update={"passes": tuple(resolved)})
 
 
-def _refuse_failed(evidence: Evidence) -> None:
+def _refuse_failed(evidence: Evidence, partial: Path) -> None:
     for gate in evidence.gates:
         if not gate.passed:
             raise GateError(
                 f"gate {gate.name!r}",
                 f"found {gate.found:.4g}",
                 expected=f"at most {gate.allowed:.4g}",
-                remedy="nothing was published; the partial directory keeps the report",
+                remedy=f"nothing was published; {partial} keeps the report",
             )

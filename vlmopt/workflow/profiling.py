@@ -7,13 +7,16 @@ import json
 import math
 import platform
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 
 from vlmopt import __version__
 from vlmopt.core.program import Program
@@ -31,7 +34,7 @@ from vlmopt.profiling.document import (
 )
 from vlmopt.profiling.estimator import Checkpoint, Estimator, Score
 from vlmopt.profiling.leave_one_out import LeaveOneOut
-from vlmopt.rundir import RunFile
+from vlmopt.rundir import RunFile, atomic_write
 from vlmopt.tasks.binding import TaskWorkload
 from vlmopt.tasks.dataset import Task
 from vlmopt.workflow.opening import open_model, open_task, with_fitted_head
@@ -151,15 +154,13 @@ def _row(program: Program, score: Score) -> ProfiledScore:
 def checkpoint_in(folder: Path) -> Checkpoint:
     """Keeps every batch's values in a file of its own, so that a killed run loses one batch at most."""
 
-    def checkpoint(key: str, compute: Any) -> dict[str, torch.Tensor]:
+    def checkpoint(key: str, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         path = folder / f"{key}.safetensors"
-        if path.is_file():
+        with suppress(SafetensorError, FileNotFoundError):  # a file torn by a crash is computed again
             return load_file(path)
-        values: dict[str, torch.Tensor] = {name: value.contiguous() for name, value in compute().items()}
+        values = {name: value.contiguous() for name, value in compute().items()}
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        save_file({name: value.clone() for name, value in values.items()}, temporary)
-        temporary.rename(path)
+        atomic_write(path, save({name: value.clone() for name, value in values.items()}))
         return values
 
     return checkpoint

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from vlmopt import __version__
-from vlmopt.core.manifest import MANIFEST, GateEntry, Manifest
+from vlmopt.core.manifest import MANIFEST, GateEntry, Manifest, sha256_of
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Progress
 from vlmopt.core.workload import Feed
@@ -27,7 +27,7 @@ from vlmopt.graph.replay import run_component
 from vlmopt.report.markdown import render_markdown
 from vlmopt.report.schema import read_report
 from vlmopt.rewrite.pipeline import StepResult
-from vlmopt.rundir import REPORT_JSON, REPORT_MARKDOWN, atomic_write, write_json
+from vlmopt.rundir import CHECKSUM, REPORT_JSON, REPORT_MARKDOWN, atomic_write, write_json
 from vlmopt.runtime.latency import LatencyTable, measure_latency
 from vlmopt.runtime.session import open_session
 from vlmopt.tasks.binding import TaskWorkload
@@ -40,6 +40,7 @@ from vlmopt.workflow.run_state import RunState
 
 CASES = ".work/40-verify/cases.safetensors"
 PROFILE = "profile.json"
+PROFILE_WORK = "10-profile"
 
 Files = dict[str, dict[str, str]]  # component -> format -> file name
 
@@ -60,6 +61,7 @@ def emit_and_verify(state: RunState, steps: list[StepResult]) -> Evidence:
     """Writes the artifact's files into the run and measures them against the original."""
     recipe, run = state.recipe, state.run
     with state.stage("emit"):
+        _clear(run.partial)
         files = emit_program(state.optimized, recipe.emit, run.partial, opset=recipe.opset, progress=state.progress)
         _copy_processor(state)
     evidence = Evidence(files, list(state.gates))
@@ -82,6 +84,14 @@ def emit_and_verify(state: RunState, steps: list[StepResult]) -> Evidence:
     return evidence
 
 
+def _clear(partial: Path) -> None:
+    """Removes what an interrupted run had written of the artifact, halves of files included; `.work` stays."""
+    halves = partial.rglob(".*.tmp")
+    for path in {*partial.iterdir(), *halves}:
+        if path.is_file():
+            path.unlink()
+
+
 def _copy_processor(state: RunState) -> None:
     for source in state.opened.preprocessor.files:
         shutil.copyfile(source, state.run.path(source.name))
@@ -102,7 +112,7 @@ def _check_files(state: RunState, files: Files) -> list[Gate]:
         for kind, file in files[name].items():
             dtype = component.outputs[0].dtype
             gates.append(check_file(f"{file} equals the program", state.run.path(file), kind, cases, dtype=dtype))
-    save_file({key: value.clone() for key, value in recorded.items()}, state.run.path(CASES))
+    atomic_write(state.run.path(CASES), save({key: value.clone() for key, value in recorded.items()}))
     return gates
 
 
@@ -210,25 +220,27 @@ def _size(folder: Path, files: Files) -> int:
 
 
 def write_results(state: RunState, steps: list[StepResult], evidence: Evidence) -> dict[str, Any]:
-    """Writes profile, report and, last of all, the manifest with every file's hash."""
+    """Writes profile, report and, last of all, the manifest with every file's hash, and the hash of the manifest."""
+    shutil.rmtree(state.run.work(PROFILE_WORK))  # batches of features, which only a resumed run reads
     if state.profile is not None:
         atomic_write(state.run.path(PROFILE), state.profile.to_json())
     report = read_report(_report(state, steps, evidence)).as_dict()
     write_json(state.run.path(REPORT_JSON), report)
     atomic_write(state.run.path(REPORT_MARKDOWN), render_markdown(report))
-    write_manifest(_manifest(state, evidence), state.run.partial)
+    manifest = write_manifest(_manifest(state, evidence), state.run.partial)
+    atomic_write(state.run.path(CHECKSUM), f"{sha256_of(manifest)}  {MANIFEST}\n")  # as sha256sum writes it
     return report
 
 
 def _manifest(state: RunState, evidence: Evidence) -> Manifest:
     folder = state.run.partial
     task = None if state.bound is None else state.bound.task
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != MANIFEST]
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return build_manifest(
         state.optimized,
         evidence.files,
         folder,
-        files=[*files, folder / CASES],
+        files=files,
         task=None if task is None else task.specification.kind.value,
         metric=None if task is None else task.specification.headline,
         prompts=() if task is None or task.specification.kind is not TaskKind.ZERO_SHOT else prompts(task),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +28,13 @@ def static_visual_embed(model: nn.Module, image: tuple[int, int]) -> Iterator[No
     embeddings = [module for module in model.modules() if isinstance(module, ViltEmbeddings)]
     for module in embeddings:
         _check_all_patches(module, image)
-        module.visual_embed = _bind(module)  # type: ignore[method-assign]
+    for module in embeddings:
+        module.visual_embed = partial(_visual_embed, module)
     try:
         yield
     finally:
         for module in embeddings:
-            del module.visual_embed  # type: ignore[misc]
+            del module.visual_embed
 
 
 def _check_all_patches(module: ViltEmbeddings, image: tuple[int, int]) -> None:
@@ -46,19 +48,17 @@ def _check_all_patches(module: ViltEmbeddings, image: tuple[int, int]) -> None:
         )
 
 
-def _bind(module: ViltEmbeddings):  # type: ignore[no-untyped-def]
-    def visual_embed(pixel_values: Tensor, pixel_mask: Tensor, max_image_length: int = -1):  # type: ignore[no-untyped-def]
-        x = module.patch_embeddings(pixel_values)
-        batch, width = x.shape[0], x.shape[1]
-        rows, columns = x.shape[2], x.shape[3]
-        grid = module.config.image_size // module.config.patch_size
-        spatial = module.position_embeddings[:, 1:, :].transpose(1, 2).view(1, width, grid, grid)
-        if (rows, columns) != (grid, grid):
-            spatial = nn.functional.interpolate(spatial, size=(rows, columns), mode="bilinear", align_corners=True)
-        positions = torch.cat((module.position_embeddings[:, :1, :], spatial.flatten(2).transpose(1, 2)), dim=1)
-        cls = module.cls_token.expand(batch, -1, -1)
-        x = torch.cat((cls, x.flatten(2).transpose(1, 2)), dim=1) + positions
-        mask = torch.ones(batch, rows * columns + 1, dtype=torch.int64, device=x.device)
-        return module.dropout(x), mask, (None, (rows, columns))
-
-    return visual_embed
+def _visual_embed(
+    module: ViltEmbeddings, pixel_values: Tensor, pixel_mask: Tensor, max_image_length: int = -1
+) -> tuple[Tensor, Tensor, tuple[None, tuple[int, int]]]:
+    x = module.patch_embeddings(pixel_values)
+    batch, width, rows, columns = x.shape
+    grid = module.config.image_size // module.config.patch_size
+    spatial = module.position_embeddings[:, 1:, :].transpose(1, 2).view(1, width, grid, grid)
+    if (rows, columns) != (grid, grid):
+        spatial = nn.functional.interpolate(spatial, size=(rows, columns), mode="bilinear", align_corners=True)
+    positions = torch.cat((module.position_embeddings[:, :1, :], spatial.flatten(2).transpose(1, 2)), dim=1)
+    cls = module.cls_token.expand(batch, -1, -1)
+    x = torch.cat((cls, x.flatten(2).transpose(1, 2)), dim=1) + positions
+    mask = torch.ones(batch, rows * columns + 1, dtype=torch.int64, device=x.device)
+    return module.dropout(x), mask, (None, (rows, columns))

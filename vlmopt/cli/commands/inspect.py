@@ -52,9 +52,19 @@ def command(
         progress=make_progress(options.settings_of(ctx)),
     )
     if is_json:
-        show_json(found)
+        show_json(_brief(found))
         return
     _show(model, found)
+
+
+def _brief(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What programs read: the assembly, and the branches of every component with their costs."""
+    keys = ("name", "kind", "layer", "params", "macs")
+    components = {
+        name: {"branches": [{key: branch[key] for key in keys} for branch in component["branches"]]}
+        for name, component in found["components"].items()
+    }
+    return {"assembly": found["assembly"], "components": components}
 
 
 def _show(model: str, found: Mapping[str, Any]) -> None:

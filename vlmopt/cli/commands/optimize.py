@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option(
     "--max-drop", type=click.FloatRange(0, 100), metavar="POINTS", help="Points of the metric that may be lost."
 )
-@click.option("--emit", multiple=True, type=click.Choice(options.FORMATS), help="Format; repeatable.  [default: onnx]")
+@options.emit()
 @click.option("--opset", type=click.IntRange(min=1), metavar="N", help="ONNX operator set.  [default: 20]")
 @options.device()
 @options.dtype()

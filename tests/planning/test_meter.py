@@ -1,0 +1,74 @@
+"""What the meter says a cut costs is what cutting and fitting really costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+import torch
+
+from tests.profiling.workloads import Classification, planted_program, planted_workload, with_head
+from vlmopt.core.contract import Context
+from vlmopt.core.program import Program
+from vlmopt.core.progress import Silent
+from vlmopt.graph.clusters import clustered
+from vlmopt.graph.replay import run_component
+from vlmopt.planning.meter import CutMeter
+from vlmopt.registry import make_pass
+from vlmopt.rewrite.pipeline import run_step
+from vlmopt.tuning.closed_form import recover_heads
+
+FIT, CHECK = planted_workload(seed=1), planted_workload(seed=2, n=80)
+NEEDED, USELESS = "model/layers.1.ffn", "model/layers.3.ffn"
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    return with_head(planted_program(), FIT)
+
+
+def meter_of(program: Program) -> CutMeter:
+    return CutMeter(program, FIT, CHECK, {}, progress=Silent())
+
+
+def really_cut(program: Program, names: Iterable[str]) -> Program:
+    """The program cut by the pass and its head fitted as the main job does it."""
+    step = run_step(program, make_pass("skip-branches", {"branches": sorted(names)}), Context(), step=1)
+    return recover_heads(step.program, FIT, {}, components=frozenset({"model"}), progress=Silent(), seed=0)
+
+
+def scores(program: Program, workload: Classification) -> torch.Tensor:
+    return workload.item_scores({"model": run_component(program.components["model"], workload.feeds["model"])})
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        {NEEDED},
+        {USELESS},
+        {"model/layers.0.ffn", "model/layers.2.ffn"},
+        {NEEDED, USELESS, "model/layers.0.ffn", "model/layers.2.ffn"},
+    ],
+    ids=len,
+)
+def test_a_measured_drop_is_the_drop_after_cutting_and_fitting(program: Program, cut: set[str]) -> None:
+    (found,) = meter_of(program).measure([frozenset(cut)])
+    whole, left = scores(program, CHECK), scores(really_cut(program, cut), CHECK)
+    wanted, error = clustered(100 * (whole - left), CHECK.item_groups)
+    assert found.drop_points == pytest.approx(wanted, abs=1e-9)
+    assert found.standard_error == pytest.approx(error, abs=1e-9)
+
+
+def test_the_needed_branch_costs_points_and_the_useless_one_none(program: Program) -> None:
+    needed, useless = meter_of(program).measure([frozenset({NEEDED}), frozenset({USELESS})])
+    assert needed.drop_points > 20
+    assert useless.drop_points == 0.0
+    assert useless.standard_error == 0.0
+
+
+def test_cuts_measured_together_or_one_by_one_are_the_same(program: Program) -> None:
+    cuts = [frozenset({NEEDED}), frozenset({USELESS, "model/layers.2.ffn"}), frozenset[str](), frozenset({NEEDED})]
+    together, alone = meter_of(program).measure(cuts), meter_of(program)
+    assert together == [alone.measure([cut])[0] for cut in cuts]
+    assert together[2].drop_points == 0.0
+    assert together[0] == together[3]
