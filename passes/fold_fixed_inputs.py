@@ -103,6 +103,7 @@ def _append_comparison(program: Program, name: str, classes: Tensor, similarity:
     output.args = ((logits, *output_values(graph)[1:]),)
     spec = TensorSpec("logits", (*component.outputs[0].shape[:-1], len(classes)), component.outputs[0].dtype)
     program.components[name] = replace(component, outputs=(spec, *component.outputs[1:]))
+    program.heads[name] = str(logits.target)
 
 
 class _Encoder(torch.nn.Module):

@@ -62,7 +62,7 @@ def dual_encoder() -> torch.nn.Module:
 def vilt() -> torch.nn.Module:
     from transformers import ViltConfig, ViltForQuestionAnswering
 
-    answers = {i: name for i, name in enumerate([*COLOURS, "none"])}
+    answers = dict(enumerate([*COLOURS, "none"]))
     config = {**VISION, "vocab_size": 64, "max_position_embeddings": 24, "id2label": answers}
     return ViltForQuestionAnswering(ViltConfig(**config))
 

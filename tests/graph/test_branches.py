@@ -52,7 +52,7 @@ def test_pre_norm_blocks_have_two_branches_each_and_leave_the_norm_inside() -> N
 
 
 def test_post_norm_blocks_take_their_norm_along() -> None:
-    component, branches = found(Stack(PostNorm()), sample())
+    _, branches = found(Stack(PostNorm()), sample())
     assert told(branches) == BOTH
     assert [branch.is_post_norm for branch in branches] == [True, True]
     assert [str(branch.exit.target) for branch in branches] == ["layers.0.norm1", "layers.0.norm2"]
@@ -72,7 +72,7 @@ def test_joined_normed_streams_count_as_normed() -> None:
             self.a, self.b, self.block = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH), PostNorm()
 
         def forward(self, x: Tensor, y: Tensor) -> Tensor:
-            return self.block(torch.cat((self.a(x), self.b(y)), dim=1))
+            return self.block(torch.cat((self.a(x).repeat(1, 2, 1), self.b(y)), dim=1))
 
     _, branches = found(Joined(), sample(), sample(seed=1))
     assert [branch.is_post_norm for branch in branches] == [True, True]
@@ -131,7 +131,11 @@ def test_cross_attention_reads_encoder_states_as_a_side_input() -> None:
 
     for fused in (True, False):
         _, branches = found(Decoder(fused=fused), sample(), sample(tokens=7))
-        assert told(branches) == [("self_attn", "attention", 0), ("cross_attn", "cross_attention", 0), ("mlp", "ffn", 0)]
+        assert told(branches) == [
+            ("self_attn", "attention", 0),
+            ("cross_attn", "cross_attention", 0),
+            ("mlp", "ffn", 0),
+        ]
         modules = {str(node.target) for node in branches[1].region if node.op == "call_module"}
         assert {"cross_attn.k_proj", "cross_attn.v_proj"} <= modules  # computed from the side input, for it alone
 
@@ -172,7 +176,9 @@ def test_masks_and_rotary_tables_computed_before_are_side_inputs() -> None:
 
     component, branches = found(Rotary(), sample(), torch.ones(2, 5))
     assert told(branches) == [*BOTH, ("layers.1.attn", "attention", 1), ("layers.1.mlp", "ffn", 1)]
-    tables = [n for n in component.graph.graph.nodes if n.target in (torch.ops.aten.cos.default, torch.ops.aten.sin.default)]
+    tables = [
+        n for n in component.graph.graph.nodes if n.target in (torch.ops.aten.cos.default, torch.ops.aten.sin.default)
+    ]
     assert len(tables) >= 2
     assert not any(table in branch.region for table in tables for branch in branches)
 

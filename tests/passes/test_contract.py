@@ -91,11 +91,11 @@ def test_it_saves_what_it_predicts(name: str, case: Case) -> None:
 @every_case
 def test_a_second_time_it_finds_nothing_to_do(name: str, case: Case) -> None:
     _, pass_, result = step_of(name, case)
-    try:
-        again = run_step(result.program, pass_, case.context, step=2)
-    except PassError as error:
-        assert "matches nothing" in str(error)  # the sites that the options name are gone
+    if result.applied and case.options:  # the sites that the options name are gone
+        with pytest.raises(PassError, match="matches nothing"):
+            run_step(result.program, pass_, case.context, step=2)
         return
+    again = run_step(result.program, pass_, case.context, step=2)
     assert again.applied == ()
     assert again.text_after == result.text_after
 

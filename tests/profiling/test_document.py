@@ -20,6 +20,8 @@ from vlmopt.profiling.document import (
     spearman,
 )
 
+KIND = "image-classification"
+
 
 def score(name: str, value: float, stderr: float | None = 0.1, scope: str = "branch") -> ProfiledScore:
     return ProfiledScore(
@@ -41,7 +43,7 @@ def profile(*scores: ProfiledScore, task: str = "style", model: str = "m" * 64) 
         vlmopt="0.1",
         created="2030-01-01T00:00:00+00:00",
         model=ProfiledModel(path="models/x", model_type="clip", architecture="CLIPModel", fingerprint=model),
-        task=ProfiledTask(name=task, kind="image-classification", fingerprint=task * 8, n_items=12),
+        task=ProfiledTask(name=task, kind=KIND, fingerprint=task * 8, n_items=12),
         estimator="leave-one-out",
         scoring="refit",
         unit="loss",
@@ -91,11 +93,13 @@ def test_a_folder_is_no_profile(tmp_path: Path) -> None:
 
 def test_a_profile_of_another_model_or_other_data_is_refused() -> None:
     found = profile(task="style")
-    check_profile(found, place="p.json", model="m" * 64, task="style" * 8)
+    check_profile(found, place="p.json", model="m" * 64, task="style" * 8, kind=KIND)
     with pytest.raises(ProfileError, match="p.json: was measured on another model"):
-        check_profile(found, place="p.json", model="n" * 64, task="style" * 8)
+        check_profile(found, place="p.json", model="n" * 64, task="style" * 8, kind=KIND)
     with pytest.raises(ProfileError, match="p.json: was measured on another task data"):
-        check_profile(found, place="p.json", model="m" * 64, task="other" * 8)
+        check_profile(found, place="p.json", model="m" * 64, task="other" * 8, kind=KIND)
+    with pytest.raises(ProfileError, match="p.json: was measured for a task of kind image-classification"):
+        check_profile(found, place="p.json", model="m" * 64, task="style" * 8, kind="image-text-retrieval")
 
 
 def diff(a: Profile, b: Profile) -> dict[str, object]:

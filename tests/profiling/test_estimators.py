@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.profiling.workloads import (
     Classification,
-    Stopped,
+    StoppedError,
     StopsAfter,
     planted_program,
     planted_workload,
@@ -164,7 +164,7 @@ def test_a_stopped_profile_continues_where_it_was_and_ends_the_same(
 ) -> None:
     workload = planted_workload()  # six batches
     first = Counting(tmp_path / "work")
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         estimator.estimate(program, workload, progress=StopsAfter(4), checkpoint=first, seed=0)
     assert first.computed == [f"model-{i:05d}" for i in range(4)]
     second = Counting(tmp_path / "work")

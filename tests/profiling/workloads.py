@@ -122,7 +122,7 @@ def relabelled(workload: Classification, n_classes: int, *, seed: int) -> Classi
     return replace(workload, targets=targets, n_classes=n_classes)
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """What `StopsAfter` raises."""
 
 
@@ -138,7 +138,7 @@ class StopsAfter:
     def track(self, items: Iterable[T], what: str, *, total: int | None = None) -> Iterator[T]:
         for item in items:
             if self.n_items == 0:
-                raise Stopped(what)
+                raise StoppedError(what)
             self.n_items -= 1
             yield item
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 import warnings
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from vlmopt.graph.sizes import size_text, symbols_of
 
 # Worst difference to eager, relative to the largest output, that another order of additions explains.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+_FIXED = re.compile(r"marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)")
 _NOT_A_MODEL = (Path(torch.__file__).parent, Path(vlmopt.__file__).parent)
 
 
@@ -82,8 +84,14 @@ def _export(
             warnings.simplefilter("ignore")
             return torch.export.export(module, (), kwargs=sample, dynamic_shapes=dynamic, strict=False)
     except Exception as error:
+        place = f"{name} of {type(module.model).__name__}"
+        if fixed := dict(_FIXED.findall(str(error))):
+            sizes = " and ".join(f"{dim} to {size}" for dim, size in fixed.items())
+            raise CaptureError(
+                place, f"the model fixes {sizes}", expected=f"free dimensions {sorted(fixed)}"
+            ) from error
         raise CaptureError(
-            f"{name} of {type(module.model).__name__}",
+            place,
             f"torch.export stopped at {_where(error, module)}: {_reason(error)}",
             expected="a model whose control flow and sizes do not depend on the data",
             remedy="a rewrite of that module (see vlmopt/capture/README.md) can make it exportable",
@@ -123,8 +131,8 @@ def _where(error: BaseException, module: Wrapper) -> str:
 
 def _reason(error: BaseException) -> str:
     text = str(error).strip()
-    first = text.splitlines()[0] if text else type(error).__name__
-    return first[:300]
+    first = text.splitlines()[0] if text else ""
+    return f"{type(error).__name__}: {first[:300]}"
 
 
 def _spec_shape(

@@ -167,7 +167,12 @@ def _from_pretrained(
     use_safetensors = weights[0].suffix == ".safetensors"
     try:
         model, info = cls.from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=use_safetensors, output_loading_info=True
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=use_safetensors,
+            ignore_mismatched_sizes=True,  # so that they come back in `info`, with their names
+            output_loading_info=True,
         )
     except Exception as error:
         raise ModelError(str(weights[0]), f"cannot be loaded into {cls.__name__} ({_first_line(error)})") from error
@@ -203,14 +208,14 @@ def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
 
 def _check_complete(path: Path, cls: type, info: dict[str, Any]) -> None:
     """Weights that the file lacks would be random numbers: the model would run and mean nothing."""
-    missing, wrong = sorted(info.get("missing_keys", ())), list(info.get("mismatched_keys", ()))
-    if missing or wrong:
-        names = ", ".join(str(key) for key in (missing or wrong)[:3])
-        what = "lacks" if missing else "has another shape for"
-        count = len(missing or wrong)
+    wrong = [f"{name} {tuple(stored)} for {tuple(needed)}" for name, stored, needed in info.get("mismatched_keys", ())]
+    problems = sorted(wrong or info.get("missing_keys", ()))
+    if problems:
+        what = "has other shapes for" if wrong else "lacks"
+        names = ", ".join(problems[:3]) + (", ..." if len(problems) > 3 else "")
         raise ModelError(
             str(path),
-            f"{what} {count} tensors of {cls.__name__} ({names}{', ...' if count > 3 else ''})",
+            f"{what} {len(problems)} tensors of {cls.__name__} ({names})",
             remedy="they would be random: use the weights that belong to config.json",
         )
 
@@ -225,5 +230,6 @@ def _fingerprint(paths: list[Path]) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
+    """The first line of the message, and the next one where the first only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:200]

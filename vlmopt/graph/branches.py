@@ -34,6 +34,7 @@ _WEIGHTED = {
     aten.linear.default, aten.matmul.default, aten.conv2d.default, aten.conv1d.default, aten.addmm.default,
     aten.bmm.default, aten.einsum.default,
 }  # fmt: skip
+_JOINS = {aten.cat.default, aten.repeat.default, aten.expand.default}
 
 
 class BranchKind(Enum):
@@ -73,7 +74,9 @@ def find_branches(module: fx.GraphModule) -> list[Branch]:
     for candidates in sums:
         for one in candidates:
             others = roots - {one.total}
-            regions = {term: inside for term, inside in one.regions.items() if not others.intersection(inside)}  # rule 2
+            regions = {
+                term: inside for term, inside in one.regions.items() if not others.intersection(inside)
+            }  # rule 2
             branches.extend(_make_branch(module, order, one, term, inside) for term, inside in regions.items())
             if regions:
                 break
@@ -205,9 +208,9 @@ def _is_norm(module: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _is_normed(module: fx.GraphModule, node: fx.Node) -> bool:
-    """A norm's output, or several of them joined (the tokens of image and text)."""
-    if node.target is aten.cat.default:
-        return all(_is_norm(module, part) for part in node.all_input_nodes)
+    """A norm's output, repeated or joined with others perhaps (the tokens of image and text)."""
+    if node.target in _JOINS:
+        return all(_is_normed(module, part) for part in node.all_input_nodes if _shape(part) is not None)
     return _is_norm(module, node)
 
 

@@ -28,6 +28,10 @@ VIEWS = {
     aten.squeeze.default, aten.squeeze.dims, aten.diagonal.default, aten.detach.default, operator.getitem,
 }  # fmt: skip
 
+_CONVOLUTIONS = {
+    aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding, aten.conv3d.default,
+    aten.conv3d.padding, aten.convolution.default,
+}  # fmt: skip
 _PRODUCTS = {aten.matmul.default, aten.bmm.default, aten.mm.default, aten.linear.default}
 
 
@@ -103,7 +107,7 @@ def _function_macs(node: fx.Node, out: tuple[int, ...], sizes: Sizes) -> int:
         return math.prod(out) * shapes[0][-1]
     if node.target in (aten.addmm.default, aten.baddbmm.default) and shapes[1]:
         return math.prod(out) * shapes[1][-1]
-    if node.target in (aten.conv1d.default, aten.conv2d.default, aten.convolution.default) and shapes[1]:
+    if node.target in _CONVOLUTIONS and shapes[1]:
         return math.prod(out) * math.prod(shapes[1][1:])
     return 0
 

@@ -44,13 +44,15 @@ def functional_graph(exported: torch.export.ExportedProgram) -> fx.GraphModule:
 def _needs_torch(node: fx.Node) -> bool:
     if isinstance(node.target, HigherOrderOperator):
         return True
-    return writes(node) and node.target is not aten.detach_.default and _ordinary(node) is None
+    return writes(node) and _ordinary(node) is None
 
 
 def _ordinary(node: fx.Node) -> OpOverload | None:
     """The operation that returns what this one writes, if nothing can tell the two apart."""
     if not writes(node) or not isinstance(node.target, OpOverload) or not isinstance(node.args[0], fx.Node):
         return None
+    if node.target is aten.detach_.default:
+        return aten.detach.default  # writes no values
     written = node.args[0]
     name = node.target._schema.name.removeprefix("aten::").removesuffix("_")
     if name not in _POINTWISE or not _is_fresh(written) or list(written.users) != [node] or not _keeps_type(node):

@@ -179,7 +179,7 @@ def _conv2d(module: fx.GraphModule, node: fx.Node) -> _Made | None:
         c_out,
         (height, width),
         stride=_pair(stride),
-        padding=_pair(padding),
+        padding=padding if isinstance(padding, str) else _pair(padding),
         dilation=_pair(dilation),
         groups=groups,
         bias=bias is not None,
@@ -211,6 +211,7 @@ _BUILDERS: dict[object, Callable[[fx.GraphModule, fx.Node], _Made | None]] = {
     aten.linear.default: _linear,
     aten.layer_norm.default: _layer_norm,
     aten.conv2d.default: _conv2d,
+    aten.conv2d.padding: _conv2d,
     aten.embedding.default: _embedding,
 }
 

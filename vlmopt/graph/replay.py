@@ -134,9 +134,7 @@ class Replay:
         assert isinstance(result, Tensor)
         return result
 
-    def _last_readers(
-        self, needed: list[fx.Node], sums: Sums
-    ) -> dict[fx.Node, list[fx.Node]]:
+    def _last_readers(self, needed: list[fx.Node], sums: Sums) -> dict[fx.Node, list[fx.Node]]:
         """For every node the values that nothing reads after it: freed at once, so one layer's worth is held."""
         last: dict[fx.Node, fx.Node] = {}
         for node in needed:

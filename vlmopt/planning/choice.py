@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 # A cut is accepted when its drop is within the bound even one standard error further out: validation data are few.
 MARGIN_IN_STANDARD_ERRORS = 1.0
-# Single candidates that are tried on top of the best cut, the least needed first, before the search gives up.
-PATIENCE = 4
+# On top of the best cut so many single candidates, the least needed ones, are tried together, and so many times over.
+EXTENSION_WIDTH, EXTENSION_ROUNDS = 3, 3
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,13 @@ def _largest_prefix(ranked: Sequence[Candidate], search: _Search) -> Cut:
 
 def _extend(best: Cut, by_score: Sequence[Candidate], search: _Search) -> Cut:
     """Adds the accepted candidate that saves most, again and again, trying the least needed few each time."""
-    while True:
-        left = [candidate for candidate in by_score if candidate not in best][:PATIENCE]
+    for _ in range(EXTENSION_ROUNDS):
+        left = [candidate for candidate in by_score if candidate not in best][:EXTENSION_WIDTH]
         accepted = search.accepted("extension", [(*best, candidate) for candidate in left])
         if not accepted:
-            return best
+            break
         best = max(accepted, key=_macs)
+    return best
 
 
 def _names(cut: Cut) -> frozenset[str]:

@@ -1,11 +1,14 @@
-"""Measures what a cut costs on the task: features behind it, head re-fitted in closed form, items of another split.
+"""Measures what a cut costs on the task: features behind it, head re-fitted in closed form, items the fit has not seen.
 
-The reference is fitted on the same samples in the same way, and compared on the same items.
+Two kinds of items count: those of another split, and those of the fitting split predicted by fits that held them out.
+Together they are twice as many, and every plan is a comparison of noisy means. The reference is fitted on the same
+samples in the same way, and compared on the same items.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,10 +24,18 @@ from vlmopt.graph.replay import Replay
 from vlmopt.planning.choice import Measurement
 
 
-class CutMeter:
-    """Drop of the metric on `check` for sets of skipped branches, heads fitted on `fit`.
+@dataclass(frozen=True)
+class Unseen:
+    """A component's outputs on both splits, each by a head that was fitted without the rows in question."""
 
-    Branches are named `component/branch`. `reference_fit` and `reference_check` are the original program's outputs.
+    fit: Tensor
+    check: Tensor
+
+
+class CutMeter:
+    """Drop of the metric for sets of skipped branches, heads fitted on `fit` and looked at on both splits.
+
+    Branches are named `component/branch`. `reference_fit` are the original program's outputs on `fit`.
     """
 
     def __init__(
@@ -40,7 +51,7 @@ class CutMeter:
         self.program, self.fit, self.check = program, fit, check
         self.reference_fit, self.progress, self.seed = reference_fit, progress, seed
         self._replays = {name: _replay(program, name) for name in fit.feeds}
-        self._baseline: dict[str, Tensor] | None = None
+        self._baseline: dict[str, Unseen] | None = None
 
     def measure(self, cuts: Sequence[frozenset[str]]) -> list[Measurement]:
         """The drop of every cut in points, with its standard error over groups of items.
@@ -50,18 +61,22 @@ class CutMeter:
         plans = [_by_component(cut) for cut in cuts]
         if self._baseline is None:
             plans = [{}, *plans]
-        outputs = self._outputs(plans)
+        unseen = self._unseen(plans)
         if self._baseline is None:
-            self._baseline, outputs = outputs[0], outputs[1:]
-        whole = self.check.item_scores(self._baseline)
-        return [self._drop(whole, self.check.item_scores(found)) for found in outputs]
+            self._baseline, unseen = unseen[0], unseen[1:]
+        whole = self._items(self._baseline)
+        groups = [*self.fit.item_groups, *self.check.item_groups]
+        return [Measurement(*clustered(100.0 * (whole - self._items(found)), groups)) for found in unseen]
 
-    def _drop(self, whole: Tensor, items: Tensor) -> Measurement:
-        return Measurement(*clustered(100.0 * (whole - items), self.check.item_groups))
+    def _items(self, unseen: Mapping[str, Unseen]) -> Tensor:
+        """The metric's items of both splits, one after the other."""
+        fit = self.fit.item_scores({name: pair.fit for name, pair in unseen.items()})
+        check = self.check.item_scores({name: pair.check for name, pair in unseen.items()})
+        return torch.cat([fit, check])
 
-    def _outputs(self, plans: Sequence[Mapping[str, frozenset[str]]]) -> list[dict[str, Tensor]]:
-        """Outputs of every component on `check`, for every plan; each distinct cut of a component is run once."""
-        made: list[dict[str, Tensor]] = [{} for _ in plans]
+    def _unseen(self, plans: Sequence[Mapping[str, frozenset[str]]]) -> list[dict[str, Unseen]]:
+        """Outputs of every component for every plan; each distinct cut of a component is run once."""
+        made: list[dict[str, Unseen]] = [{} for _ in plans]
         for name in self.fit.feeds:
             cuts = list(dict.fromkeys(plan.get(name, frozenset()) for plan in plans))
             if self._baseline is not None:
@@ -73,14 +88,14 @@ class CutMeter:
                 outputs[name] = fitted[plan.get(name, frozenset())]
         return made
 
-    def _fitted(self, name: str, cuts: Sequence[frozenset[str]]) -> list[Tensor]:
-        """The component's output on `check` under every cut, its head fitted on `fit`."""
+    def _fitted(self, name: str, cuts: Sequence[frozenset[str]]) -> list[Unseen]:
+        """The component's outputs under every cut, its head fitted on `fit`."""
         fitting, checking = self._features(name, self.fit, cuts), self._features(name, self.check, cuts)
         prior = prior_weight(self.program, name)
         outputs = []
         for features, seen in zip(fitting, checking, strict=True):
             fit = fit_head(name, features, self.fit, self.reference_fit, prior=prior, seed=self.seed)
-            outputs.append(seen if fit is None else fit.outputs(seen))
+            outputs.append(Unseen(features, seen) if fit is None else Unseen(fit.held_out, fit.outputs(seen)))
         return outputs
 
     def _features(self, name: str, workload: Workload, cuts: Sequence[frozenset[str]]) -> list[Tensor]:

@@ -100,12 +100,14 @@ def read_profile(path: Path) -> Profile:
         raise ProfileError(str(path), found, expected="a file written by `vlmopt profile`") from error
 
 
-def check_profile(profile: Profile, *, place: str, model: str, task: str) -> None:
-    """Refuses a profile of another model or of other data.
+def check_profile(profile: Profile, *, place: str, model: str, task: str, kind: str) -> None:
+    """Refuses a profile of another model, of other data or of another question to the same data.
 
     Raises:
-        ProfileError: a fingerprint differs.
+        ProfileError: a fingerprint or the kind of the task differs.
     """
+    if profile.task.kind != kind:
+        raise ProfileError(place, f"was measured for a task of kind {profile.task.kind}", expected=kind)
     for what, found, wanted in (
         ("model", profile.model.fingerprint, model),
         ("task data", profile.task.fingerprint, task),

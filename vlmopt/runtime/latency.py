@@ -86,9 +86,14 @@ def measure_latency(
     rounds = min(rounds, runs)
     shares = [runs // rounds + (turn < runs % rounds) for turn in range(rounds)]
     found: dict[str, list[list[float]]] = {name: [] for name in factories}
-    for share in shares:
-        for name, make in factories.items():
-            found[name].append(_timed(make, dict(feeds[name]), runs=share, warmup=warmup))
+    gc.collect()
+    gc.freeze()  # what is alive now need not be looked at after every session: that takes longer than the timing
+    try:
+        for share in shares:
+            for name, make in factories.items():
+                found[name].append(_timed(make, dict(feeds[name]), runs=share, warmup=warmup))
+    finally:
+        gc.unfreeze()
     return LatencyTable({name: _summary(times) for name, times in found.items()})
 
 

@@ -12,7 +12,7 @@ from vlmopt.core.progress import Progress, Silent
 from vlmopt.graph.branches import find_branches
 from vlmopt.graph.costing import component_cost, nodes_cost, peak_activation_bytes
 from vlmopt.preprocess import Preprocessor
-from vlmopt.workflow.opening import open_model, open_task
+from vlmopt.workflow.opening import check_device, open_model, open_task
 
 
 def inspect_model(
@@ -30,6 +30,7 @@ def inspect_model(
     Without weights only config.json is read. With a task the program is the one bound to it.
     """
     show = progress or Silent()
+    check_device(device)
     if task is not None:
         opened = open_model(model, device=device, dtype=dtype, allow_pickle=allow_pickle, progress=show)
         return describe(open_task(opened, task, seed=0, progress=show).program)

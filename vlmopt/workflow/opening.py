@@ -59,9 +59,12 @@ def check_device(device: str) -> None:
     """Refuses a device that torch does not know, or does not find on this machine."""
     try:
         torch.empty(0, device=device)
+        is_real = torch.device(device).type in ("cpu", "cuda", "mps")
+        reason = "it cannot compute"
     except (RuntimeError, AssertionError) as error:  # an AssertionError where torch was built without CUDA
-        reason = str(error).strip().splitlines()[0].split(": ")[0][:120]
-        raise VlmoptError("device", f"{device!r} cannot be used ({reason})", remedy="use --device cpu") from error
+        is_real, reason = False, str(error).strip().splitlines()[0].split(": ")[0][:120]
+    if not is_real:
+        raise VlmoptError("device", f"{device!r} cannot be used ({reason})", expected="cpu, cuda, cuda:1 or mps")
 
 
 def open_task(opened: OpenedModel, path: str, *, seed: int, progress: Progress) -> OpenedTask:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,12 @@ from vlmopt.tuning.closed_form import recover_heads
 from vlmopt.verify.parity import check_step
 from vlmopt.workflow.opening import LazyOutputs, OpenedTask, open_model, open_task, with_fitted_head
 from vlmopt.workflow.profiling import checkpoint_in, digest, make_estimator, measure_profile, versions
-from vlmopt.workflow.publishing import PROFILE_WORK, Evidence, emit_and_verify, write_results
+from vlmopt.workflow.publishing import PROFILE_WORK, Evidence, emit_and_verify, keep_measurements, write_results
 from vlmopt.workflow.refusing import SITE_OPTIONS, refuse_early, without_budget
 from vlmopt.workflow.run_state import RunState
 
 # Fitting and checking a cut while planning uses at most so many samples of each split; the final fit uses all.
-PLANNING_SAMPLES = 1024
+PLANNING_SAMPLES = 1536
 
 
 def optimize(
@@ -54,20 +55,31 @@ def optimize(
         recipe.model, device=recipe.device, dtype=recipe.dtype, allow_pickle=recipe.allow_pickle, progress=show
     )
     bound = None if recipe.task is None else open_task(opened, recipe.task, seed=recipe.seed, progress=show)
+    profile = None if bound is None else _given_profile(recipe, bound)
     task = "" if bound is None else bound.task.fingerprint
     key = digest([__version__, versions(), recipe_digest(recipe), opened.program.source.fingerprint, task])
     with RunDirectory(output, key=key, force=force) as run:
         if run.has_resumed:
             show.message(f"resuming from {run.partial}")
-        ledger = Ledger(run.path(LEDGER))
-        state = RunState(recipe, run, opened, bound, ledger, show)
+        state = RunState(recipe, run, opened, bound, Ledger(run.path(LEDGER)), show, profile=profile)
+        return _compile(state, passes)
+
+
+def _compile(state: RunState, passes: list[Pass]) -> dict[str, Any]:
+    run = state.run
+    try:
         _set_up(state)
         steps = _run_passes(state, passes)
         evidence = emit_and_verify(state, steps)
-        save_recipe(_resolved(recipe, steps), run.path(RECIPE))
+        save_recipe(_resolved(state.recipe, steps), run.path(RECIPE))
         report = write_results(state, steps, evidence)
         _refuse_failed(evidence, run.partial)
         run.publish()
+    except GateError:
+        raise  # what was found is in the partial directory
+    except BaseException:
+        keep_measurements(run)
+        raise
     return report
 
 
@@ -121,7 +133,8 @@ def _set_up(state: RunState) -> None:
 
 
 def _run_passes(state: RunState, passes: list[Pass]) -> list[StepResult]:
-    program, steps = state.original, []
+    program, steps = state.original, list[StepResult]()
+    state.reference = state.original
     for number, pass_ in enumerate(passes, 1):
         with state.progress.stage(f"pass {pass_.name}"), state.ledger.timed(f"20-passes/{number:02d}-{pass_.name}"):
             result = run_step(
@@ -135,6 +148,8 @@ def _run_passes(state: RunState, passes: list[Pass]) -> list[StepResult]:
             _note(state, result)
             _hold_to_promise(state, program, result)
             program = _recovered(state, result)
+            if all(step.promise is not Promise.LOSSY or not step.applied for step in steps):
+                state.reference = program
     state.optimized = program
     return steps
 
@@ -161,11 +176,12 @@ def _hold_to_promise(state: RunState, before: Program, result: StepResult) -> No
 def _recovered(state: RunState, result: StepResult) -> Program:
     """After a cut the heads behind it are fitted anew on the whole profile split."""
     cut = frozenset(site.component for site in result.applied)
-    if result.promise is not Promise.LOSSY or not cut or state.fit is None:
+    if result.promise is not Promise.LOSSY or not cut or state.bound is None:
         return result.program
-    reference = LazyOutputs(state.original, state.fit, progress=state.progress)
+    fit = state.bound.source.workload(result.program, "profile", limit=state.recipe.num_samples)
+    reference = LazyOutputs(state.reference, fit, progress=state.progress)
     return recover_heads(
-        result.program, state.fit, reference, components=cut, progress=state.progress, seed=state.recipe.seed
+        result.program, fit, reference, components=cut, progress=state.progress, seed=state.recipe.seed
     )
 
 
@@ -176,10 +192,22 @@ def _choose(state: RunState, program: Program, plan: Plan) -> list[Site]:
         raise without_budget()
     profile = _profile(state, state.bound)
     state.importance.update(profile.importance())
-    choice = _searched(state, state.bound, program, plan, max_drop)
+    choice = _searched(state, state.bound, program, _worth_cutting(state, program, plan), max_drop)
     state.choices.append(choice)
     chosen = set(choice.names)
     return [site for site in plan.sites if site.name in chosen]
+
+
+def _worth_cutting(state: RunState, program: Program, plan: Plan) -> Plan:
+    """The plan without sites in components that the recipe evaluates at compile time: cutting those saves nothing."""
+    if all(step.name != "fold-fixed-inputs" for step in state.recipe.passes):
+        return plan
+    folded = {
+        name
+        for name, component in program.components.items()
+        if {spec.name for spec in component.inputs} <= program.fixed_inputs.get(name, {}).keys()
+    }
+    return replace(plan, sites=tuple(site for site in plan.sites if site.component not in folded))
 
 
 def _profile(state: RunState, bound: OpenedTask) -> Profile:
@@ -187,33 +215,33 @@ def _profile(state: RunState, bound: OpenedTask) -> Profile:
         return state.profile
     settings = state.recipe.profile
     limit = _least(settings.num_samples, state.recipe.num_samples)
-    if settings.file is not None:
-        profile = _profile_from(settings.file, bound, limit)
-    else:
-        workload = bound.source.workload(bound.program, "profile", limit=limit)
-        layers = any(step.name == "skip-layers" for step in state.recipe.passes)
-        profile = measure_profile(
-            state.original,
-            bound.task,
-            workload,
-            make_estimator(settings.estimator, settings.scoring, with_layers=layers),
-            scoring=settings.scoring,
-            seed=state.recipe.seed,
-            dtype=state.recipe.dtype,
-            checkpoint=checkpoint_in(state.run.work(f"{PROFILE_WORK}/batches")),
-            progress=state.progress,
-        )
-    state.profile = profile
-    return profile
+    layers = any(step.name == "skip-layers" for step in state.recipe.passes)
+    state.profile = measure_profile(
+        state.original,
+        bound.task,
+        bound.source.workload(bound.program, "profile", limit=limit),
+        make_estimator(settings.estimator, settings.scoring, with_layers=layers),
+        scoring=settings.scoring,
+        seed=state.recipe.seed,
+        dtype=state.recipe.dtype,
+        checkpoint=checkpoint_in(state.run.work(f"{PROFILE_WORK}/batches")),
+        progress=state.progress,
+    )
+    return state.profile
 
 
-def _profile_from(file: str, bound: OpenedTask, limit: int | None) -> Profile:
-    """The profile in a file, if it is of this model and of these samples (as many as it was measured on)."""
+def _given_profile(recipe: Recipe, bound: OpenedTask) -> Profile | None:
+    """The profile that the recipe names, if it is of this model and of these samples."""
+    file = recipe.profile.file
+    if file is None:
+        return None
     profile = read_profile(Path(file))
-    limits = (limit, profile.task.n_items)
+    # As many samples as a run without it would take, or as it was measured on.
+    limits = (_least(recipe.profile.num_samples, recipe.num_samples), profile.task.n_items)
     found = [bound.source.workload(bound.program, "profile", limit=n).fingerprint for n in limits]
     task = profile.task.fingerprint if profile.task.fingerprint in found else found[0]
-    check_profile(profile, place=file, model=bound.program.source.fingerprint, task=task)
+    kind = bound.task.specification.kind.value
+    check_profile(profile, place=file, model=bound.program.source.fingerprint, task=task, kind=kind)
     return profile
 
 
@@ -221,7 +249,7 @@ def _searched(state: RunState, bound: OpenedTask, program: Program, plan: Plan, 
     limit = _least(PLANNING_SAMPLES, state.recipe.num_samples)
     fit = bound.source.workload(program, "profile", limit=limit)
     check = bound.source.workload(program, "validation", limit=limit)
-    reference = LazyOutputs(state.original, fit, progress=state.progress)
+    reference = LazyOutputs(state.reference, fit, progress=state.progress)
     branches = {site.name: frozenset(f"{site.component}/{name}" for name in site.target) for site in plan.sites}
     with state.progress.stage("plan"):
         meter = CutMeter(program, fit, check, reference, progress=state.progress, seed=state.recipe.seed)

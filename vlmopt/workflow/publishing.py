@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from vlmopt.graph.replay import run_component
 from vlmopt.report.markdown import render_markdown
 from vlmopt.report.schema import read_report
 from vlmopt.rewrite.pipeline import StepResult
-from vlmopt.rundir import CHECKSUM, REPORT_JSON, REPORT_MARKDOWN, atomic_write, write_json
+from vlmopt.rundir import CHECKSUM, RECIPE, REPORT_JSON, REPORT_MARKDOWN, WORK, RunDirectory, atomic_write, write_json
 from vlmopt.runtime.latency import LatencyTable, measure_latency
 from vlmopt.runtime.session import open_session
 from vlmopt.tasks.binding import TaskWorkload
@@ -90,6 +91,14 @@ def _clear(partial: Path) -> None:
     for path in {*partial.iterdir(), *halves}:
         if path.is_file():
             path.unlink()
+
+
+def keep_measurements(run: RunDirectory) -> None:
+    """Leaves of a run that was stopped only what the next one takes up: the batches that were profiled."""
+    _clear(run.partial)
+    for folder in (run.partial / WORK).iterdir():
+        if folder.is_dir() and folder.name != PROFILE_WORK:
+            shutil.rmtree(folder)
 
 
 def _copy_processor(state: RunState) -> None:
@@ -280,7 +289,7 @@ def _report(state: RunState, steps: list[StepResult], evidence: Evidence) -> dic
             for entry in state.ledger.entries
             if "seconds" in entry
         ],
-        "reproduce": f"vlmopt optimize --recipe {state.run.final / 'recipe.yaml'} -o NEW_FOLDER",
+        "reproduce": f"vlmopt optimize --recipe {shlex.quote(str(state.run.final / RECIPE))} -o NEW_FOLDER",
         "warnings": state.warnings,
     }
 

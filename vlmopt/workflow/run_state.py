@@ -25,7 +25,11 @@ PARITY_BATCH = 4
 
 @dataclass
 class RunState:
-    """`original` is the program everything is compared with; `fit` is the profile split that heads are fitted on."""
+    """`original` is the program everything is compared with, and `fit` the profile split for it.
+
+    `reference` is the original as exact and close passes left it before the first cut: what heads without labels are
+    fitted to reproduce.
+    """
 
     recipe: Recipe
     run: RunDirectory
@@ -40,6 +44,7 @@ class RunState:
     gates: list[Gate] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     _original: Program | None = None
+    _reference: Program | None = None
     _optimized: Program | None = None
 
     @property
@@ -50,6 +55,15 @@ class RunState:
     @original.setter
     def original(self, program: Program) -> None:
         self._original = program
+
+    @property
+    def reference(self) -> Program:
+        assert self._reference is not None, "set up first"
+        return self._reference
+
+    @reference.setter
+    def reference(self, program: Program) -> None:
+        self._reference = program
 
     @property
     def optimized(self) -> Program:

@@ -1,0 +1,42 @@
+"""What is committed under results/ is complete, and the README quotes it and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.benchmarks import readme
+from tests.benchmarks.__main__ import as_table
+
+RESULTS = Path(__file__).parent / "results"
+NEEDED = {
+    "help_s",
+    "style_drop_points",
+    "style_latency_ratio",
+    "meaning_drop_points",
+    "meaning_latency_ratio",
+    "clip_b32_compile_s",
+    "clip_b32_plain_export_s",
+    "clip_b32_peak_gb",
+}
+
+
+def test_the_frame_holds_every_figure_and_says_where_it_was_measured() -> None:
+    result = json.loads((RESULTS / "frame.json").read_text(encoding="utf-8"))
+    assert set(result["figures"]) >= NEEDED
+    assert all(isinstance(value, int | float) for value in result["figures"].values())
+    assert {"machine", "versions", "date", "command"} <= set(result)
+
+
+def test_tables_are_made_from_the_committed_figures() -> None:
+    result = json.loads((RESULTS / "frame.json").read_text(encoding="utf-8"))
+    assert (RESULTS / "frame.md").read_text(encoding="utf-8") == as_table(result)
+    text = readme.README.read_text(encoding="utf-8")
+    assert readme.with_table(text, readme.before_after(result)) == text
+
+
+def test_an_edited_figure_is_noticed() -> None:
+    result = json.loads((RESULTS / "frame.json").read_text(encoding="utf-8"))
+    result["figures"]["style_latency_ratio"] += 1.0
+    text = readme.README.read_text(encoding="utf-8")
+    assert readme.with_table(text, readme.before_after(result)) != text

@@ -1,0 +1,94 @@
+"""Toy models, tasks and finished artifacts, made once for the whole run and shared by all of its processes.
+
+They lie in folders with spaces in their names. Nobody may change them: copy what you alter.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests import toys
+from vlmopt.cli import entry
+
+N_IMAGES = 30  # of every split
+PROMPTS = ["a {}", "a photo of a {}"]
+Make = Callable[[Path], object]
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Makes folders on demand, each once."""
+
+    root: Path
+
+    def folder(self, name: str, make: Make) -> Path:
+        """The folder of this name; whichever process comes first makes it, the others wait."""
+        path, done = self.root / name, self.root / f"{name}.done"
+        with (self.root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                make(path)
+                done.touch()
+        return path
+
+    def model(self, family: str) -> Path:
+        return self.folder(f"model {family}", lambda path: toys.write_model(family, path))
+
+    def task(self, kind: str) -> Path:
+        fields = {"prompts": PROMPTS} if kind == "zero-shot-image-classification" else {}
+        return self.folder(f"task {kind}", lambda path: toys.write_task(path, kind, n=N_IMAGES, **fields))
+
+    def artifact(self, family: str, kind: str, *options: str) -> Path:
+        """What `vlmopt optimize` makes of a toy for a task, `--max-drop 20` (thirty images say little)."""
+
+        def make(path: Path) -> None:
+            words = ["-m", self.model(family), "-t", self.task(kind), "-o", path, "--max-drop", "20", *options]
+            assert entry.run(["optimize", "-q", *(str(word) for word in words)]) == 0
+
+        return self.folder(f"artifact {family} {kind}", make)
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    base = tmp_path_factory.getbasetemp()
+    is_worker = base.name.startswith("popen-")
+    root = (base.parent if is_worker else base) / "made once"
+    root.mkdir(exist_ok=True)
+    return Workshop(root)
+
+
+@pytest.fixture(scope="session")
+def clip(workshop: Workshop) -> Path:
+    return workshop.model("clip")
+
+
+@pytest.fixture(scope="session")
+def colours(workshop: Workshop) -> Path:
+    """An image classification task."""
+    return workshop.task("image-classification")
+
+
+@pytest.fixture(scope="session")
+def classifier(workshop: Workshop) -> Path:
+    return workshop.artifact("clip", "image-classification")
+
+
+@pytest.fixture(scope="session")
+def zero_shot(workshop: Workshop) -> Path:
+    return workshop.artifact("clip", "zero-shot-image-classification")
+
+
+@pytest.fixture(scope="session")
+def retriever(workshop: Workshop) -> Path:
+    return workshop.artifact("clip", "image-text-retrieval")
+
+
+@pytest.fixture(scope="session")
+def answerer(workshop: Workshop) -> Path:
+    formats = ("--emit", "onnx,torchscript", "--emit", "pt2")
+    return workshop.artifact("vilt", "visual-question-answering", *formats)
