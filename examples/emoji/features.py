@@ -51,7 +51,8 @@ class Features:
 
     def texts(self, names: Sequence[str]) -> Tensor:
         """Class tokens of the text tower. Shapes: (names, width)."""
-        return self._cached("texts", lambda: self._encode_texts(names))
+        name = "texts-" + hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
+        return self._cached(name, lambda: self._encode_texts(names))
 
     def _cached(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
         file = self._cache / f"{self._key}-{name}.safetensors"

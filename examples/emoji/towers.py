@@ -133,7 +133,9 @@ def load_projections(model: VisionTextDualEncoderModel, file: Path) -> None:
 def processor(text_package: Path) -> VisionTextDualEncoderProcessor:
     """Resize to 84 px, ImageNet mean and std, MiniLM's tokenizer; by PIL, so that nothing needs torchvision."""
     tokenizer = AutoTokenizer.from_pretrained(text_package / _TEXT_FOLDER)
-    # the package stores a training-time length that would make the joint processor warn at every call
+    # the package stores the padding and length it was trained with, which readers of the files would apply unasked
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
     tokenizer.init_kwargs.pop("max_length", None)
     images = BitImageProcessorPil(
         size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},

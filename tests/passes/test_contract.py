@@ -14,7 +14,6 @@ from vlmopt.core.contract import Case, Pass, Promise
 from vlmopt.core.errors import PassError
 from vlmopt.core.program import Component, Program
 from vlmopt.emit import emit_onnx
-from vlmopt.emit.exported import export_component
 from vlmopt.graph.replay import run_component
 from vlmopt.registry import find_passes, load_pass, make_pass
 from vlmopt.rewrite.pipeline import StepResult, program_text, run_step
@@ -142,8 +141,6 @@ def test_its_result_exports_again_and_runs_in_onnx_runtime(name: str, case: Case
     for component_name, component in program.components.items():
         feed = feeds[component_name]
         wanted = run_component(component, [feed])
-        exported = export_component(component, program.dims).module()
-        assert torch.equal(exported(*feed.values())[0], wanted)
         found = in_onnx_runtime(component, program, feed, tmp_path / f"{component_name}.onnx")
         assert found.shape == wanted.shape
         scale = float(wanted.abs().max())
@@ -151,6 +148,7 @@ def test_its_result_exports_again_and_runs_in_onnx_runtime(name: str, case: Case
 
 
 def in_onnx_runtime(component: Component, program: Program, feed: dict[str, Tensor], path: Path) -> Tensor:
+    """The first output of the component, exported again through torch.export and run as an ONNX file."""
     emit_onnx(component, program.dims, path)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     arrays = {key: value.numpy() for key, value in feed.items()}

@@ -141,7 +141,7 @@ def test_labels_without_meaning_give_the_loss_of_a_guess(n_classes: int) -> None
         leaking.append(losses(unmarked, workload, is_refit=True).mean())
         assert estimate(LeaveOneOut(), program, workload).reference_loss == pytest.approx(float(honest[-1]))
     assert float(torch.stack(honest).mean()) > guess - 0.05
-    assert float(torch.stack(leaking).mean()) < guess - 0.2
+    assert float(torch.stack(leaking).mean()) < guess - 0.1
 
 
 class Counting:

@@ -48,6 +48,18 @@ def test_every_variant_equals_the_skipped_graph_and_a_run_of_its_own(captured: C
         assert len({float(value.double().sum()) for value in made}) > len(branches)
 
 
+def test_variants_that_all_skip_the_same_branches_start_from_a_run_without_them(captured: Captured) -> None:
+    for component in captured.program.components.values():
+        feed = captured.feed(component, batch=2, text=6)
+        branches = find_branches(component.graph)
+        replay = Replay(component, branches, output_values(component.graph)[0])
+        first, second, *rest = [branch.name for branch in branches]
+        shared = frozenset({first, rest[-1]})
+        wanted = [shared, *(shared | {name} for name in (second, *rest[:2])), frozenset(replay.branches)]
+        for skips, value in zip(wanted, replay.variants(feed, wanted), strict=True):
+            assert torch.equal(value, replay.run(feed, skips)), sorted(skips)
+
+
 def test_variants_come_in_the_order_asked_for_and_can_repeat() -> None:
     captured = captured_toy("clip")
     component = captured.program.components["image_encoder"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from vlmopt.workflow.refusing import SITE_OPTIONS, refuse_early, without_budget
 from vlmopt.workflow.run_state import RunState
 
 # Fitting and checking a cut while planning uses at most so many samples of each split; the final fit uses all.
-PLANNING_SAMPLES = 1536
+PLANNING_SAMPLES = 2048
 
 
 def optimize(
@@ -193,7 +193,11 @@ def _choose(state: RunState, program: Program, plan: Plan) -> list[Site]:
     profile = _profile(state, state.bound)
     state.importance.update(profile.importance())
     choice = _searched(state, state.bound, program, _worth_cutting(state, program, plan), max_drop)
-    state.choices.append(choice)
+    trials = [
+        {"order": t.order, "n_cut": t.n_cut, "macs": t.macs, **asdict(t.measurement), "is_accepted": t.is_accepted}
+        for t in choice.trials
+    ]
+    state.ledger.note("plan", "choice", names=choice.names, **asdict(choice.measurement), trials=trials)
     chosen = set(choice.names)
     return [site for site in plan.sites if site.name in chosen]
 

@@ -12,7 +12,6 @@ from vlmopt.core.ledger import Ledger
 from vlmopt.core.program import Component, Program
 from vlmopt.core.progress import Progress
 from vlmopt.core.workload import Feed
-from vlmopt.planning.choice import Choice
 from vlmopt.profiling.document import Profile
 from vlmopt.recipe.schema import Recipe
 from vlmopt.rundir import RunDirectory
@@ -40,7 +39,6 @@ class RunState:
     fit: TaskWorkload | None = None
     profile: Profile | None = None
     importance: dict[str, float] = field(default_factory=dict)
-    choices: list[Choice] = field(default_factory=list)
     gates: list[Gate] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     _original: Program | None = None
