@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-# A cut is accepted when its drop is within the bound at the upper end of a one-sided 95 % interval: many cuts are looked
-# at, and the best of many noisy means looks better than it is.
+# A cut is accepted when its drop is within the bound at the upper end of a one-sided 95 % interval: many cuts are
+# looked at, and the best of many noisy means looks better than it is.
 MARGIN_IN_STANDARD_ERRORS = 1.645
 # On top of the best cut so many single candidates, the least needed ones, are tried together, and so many times over.
 EXTENSION_WIDTH, EXTENSION_ROUNDS = 3, 2

@@ -32,7 +32,7 @@ class Gate:
 
 
 def difference(found: Tensor, wanted: Tensor) -> float:
-    """Largest absolute difference over the largest finite wanted value; infinite where shapes, NaNs or infinities differ."""
+    """Largest absolute difference over the largest wanted value; infinite where shapes, NaNs or infinities differ."""
     if found.shape != wanted.shape:
         return float("inf")
     a, b = found.double(), wanted.double()
