@@ -77,7 +77,9 @@ def _optimized(home: Path, task: str) -> dict[str, float]:
     recipe = ROOT / "examples" / "emoji" / "recipes" / f"{task}.yaml"
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / task
-        command = [str(Path(sys.executable).parent / "vlmopt"), "optimize", "--recipe", str(recipe)]
+        ungated = Path(folder) / "recipe.yaml"  # a drop above the bound is a figure to report here, not a failure
+        ungated.write_text(recipe.read_text(encoding="utf-8") + "verify: {max_drop_gate: false}\n", encoding="utf-8")
+        command = [str(Path(sys.executable).parent / "vlmopt"), "optimize", "--recipe", str(ungated)]
         command += ["-m", str(home / "model"), "-t", str(home / "tasks" / task), "-o", str(out)]
         start = time.perf_counter()
         subprocess.run(command, check=True)

@@ -195,7 +195,7 @@ def test_a_profile_of_another_model_or_of_other_data(
         (
             ["-t", "TASK", "--max-drop", "1", "--emit", "onnx,coreml"],
             2,
-            "'coreml' is not one of onnx, torchscript, pt2",
+            "'coreml' is not one of 'onnx', 'torchscript', 'pt2'",
         ),
         (["-t", "TASK", "--max-drop", "1", "--emit", ""], 2, "'' is not one of"),
         (["-t", "TASK", "--max-drop", "1", "--device", "gpu"], 1, "device"),

@@ -140,7 +140,7 @@ class Formats(click.ParamType[tuple[str, ...]]):
         names = tuple(name.strip() for name in str(value).split(","))
         for name in names:
             if name not in FORMATS:
-                self.fail(f"{name!r} is not one of {', '.join(FORMATS)}.", param, ctx)
+                self.fail(f"{name!r} is not one of {', '.join(map(repr, FORMATS))}.", param, ctx)
         return names
 
 
