@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from vlmopt.core.errors import RecipeError
-from vlmopt.recipe.schema import VERSION, Recipe, known_keys
+from vlmopt.recipe.schema import DEFAULT_MAX_DROP, EXACT_PASSES, VERSION, Recipe, known_keys
 from vlmopt.recipe.yaml_file import read_yaml, write_yaml
 from vlmopt.registry import find_passes, suggest
 
@@ -38,8 +38,14 @@ def load_recipe(path: str | Path, changes: Mapping[str, object] | None = None) -
 
 
 def default_recipe(model: str, task: str | None = None, changes: Mapping[str, object] | None = None) -> Recipe:
-    """The recipe of a run that names only a model and a task; `changes` as for `load_recipe`."""
-    content = _resolve({"model": model, "task": task}, Path.cwd())
+    """The recipe of a run that names only a model and a task; `changes` as for `load_recipe`.
+
+    With a task at most one point of its metric may be lost; without one nothing is cut that a task would have to judge.
+    """
+    given: dict[str, object] = {"model": model, "task": task, "budgets": {"max_drop": DEFAULT_MAX_DROP}}
+    if task is None:
+        given = {"model": model, "passes": list(EXACT_PASSES)}
+    content = _resolve(given, Path.cwd())
     return _build(_changed(content, changes or {}), place="recipe")
 
 

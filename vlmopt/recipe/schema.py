@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
 
 VERSION = 1
+DEFAULT_MAX_DROP = 1.0  # points
+EXACT_PASSES = ("canonicalize", "fold-constants")
 DEFAULT_PASSES = ("canonicalize", "skip-branches", "fold-fixed-inputs", "fold-constants")
 
 

@@ -331,8 +331,9 @@ def _branch_section(state: RunState) -> list[dict[str, Any]]:
     )
     rows = []
     for name, component in state.original.components.items():
-        left = state.optimized.components.get(name)
-        kept = set() if left is None else {branch.name for branch in find_branches(left.graph)}
+        if name not in state.optimized.components:
+            continue  # folded away whole, which is no cut
+        kept = {branch.name for branch in find_branches(state.optimized.components[name].graph)}
         for row in branch_rows(state.original, component):
             score = scores.get((name, row["name"]))
             rows.append(

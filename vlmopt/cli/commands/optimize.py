@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 @click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE", help="Start from this recipe (YAML).")
 @click.option("--profile", "profile_file", metavar="FILE", help="Use this profile instead of measuring one.")
 @click.option(
-    "--max-drop", type=click.FloatRange(0, 100), metavar="POINTS", help="Points of the metric that may be lost."
+    "--max-drop",
+    type=click.FloatRange(0, 100),
+    metavar="POINTS",
+    help="Points of the metric that may be lost.  [default: 1 with a task and no recipe]",
 )
 @options.emit()
 @click.option("--opset", type=click.IntRange(min=1), metavar="N", help="ONNX operator set.  [default: 20]")
