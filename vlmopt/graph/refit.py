@@ -58,9 +58,7 @@ def fit_head(
         return None
     fit = fit_ridge(features, targets, workload.groups(component), prior=prior, seed=seed)
     scales = (1.0,) if prior is not None else _SCALES  # a model's own head has its scale already
-    others = {
-        name: reference[name] for name in reference if name != component
-    }  # a lazy one runs what it is asked
+    others = {name: reference[name] for name in reference if name != component}  # a lazy one runs what it is asked
     scale = min(scales, key=lambda s: float(workload.losses({**others, component: fit.held_out * s}).mean()))
     return HeadFit(fit.weight * scale, fit.bias * scale, fit.held_out * scale, fit.strength)
 
