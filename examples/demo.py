@@ -19,6 +19,8 @@ OUT = EXAMPLES.parent / "out" / "demo"
 VLMOPT = str(Path(sys.executable).parent / "vlmopt")
 EMBEDDED_TASKS = ("colour", "relation")
 REAL_TASKS = ("style", "meaning")
+REAL_SAMPLES = "1024"  # of each split but the test: minutes instead of a quarter of an hour; the recipes take all
+REFUSED = 3  # exit code of a run whose artifact did not pass its gates
 UNREACHABLE = 4  # exit code of examples/emoji/prepare.py where weights or data cannot be fetched
 
 
@@ -29,10 +31,10 @@ def main() -> int:
     arguments = parser.parse_args()
     shutil.rmtree(OUT, ignore_errors=True)
     start = time.perf_counter()
-    results = [_embedded(task) for task in EMBEDDED_TASKS]
+    results = [result for task in EMBEDDED_TASKS if (result := _embedded(task)) is not None]
     print(f"\nThe embedded model took {time.perf_counter() - start:.0f} s.", flush=True)
     if not arguments.embedded_only and (home := _real_home()) is not None:
-        results += [_real(home, task) for task in REAL_TASKS]
+        results += [result for task in REAL_TASKS if (result := _real(home, task)) is not None]
     _title("Comparison")
     _run(VLMOPT, "report", *map(str, results))
     _title("Reports")
@@ -41,7 +43,7 @@ def main() -> int:
     return 0
 
 
-def _embedded(task: str) -> Path:
+def _embedded(task: str) -> Path | None:
     folder = EXAMPLES / "embedded"
     if not (folder / "tasks" / task / "task.yaml").is_file():
         _title("Drawing the tasks of the embedded model")
@@ -61,22 +63,31 @@ def _real_home() -> Path | None:
     return Path(os.environ.get("VLMOPT_CACHE", "~/.cache/vlmopt")).expanduser() / "emoji"
 
 
-def _real(home: Path, task: str) -> Path:
+def _real(home: Path, task: str) -> Path | None:
+    """The artifact; None where the test split shows a larger drop than allowed, which few samples can lead to."""
     recipe = EXAMPLES / "emoji" / "recipes" / f"{task}.yaml"
-    return _optimize(recipe, OUT / f"emoji-{task}", "-m", str(home / "model"), "-t", str(home / "tasks" / task))
+    model = ("-m", str(home / "model"), "-t", str(home / "tasks" / task), "--num-samples", REAL_SAMPLES)
+    return _optimize(recipe, OUT / f"emoji-{task}", *model, may_be_refused=True)
 
 
-def _optimize(recipe: Path, output: Path, *options: str) -> Path:
+def _optimize(recipe: Path, output: Path, *options: str, may_be_refused: bool = False) -> Path | None:
     _title(f"vlmopt optimize: {output.name}")
     output.parent.mkdir(parents=True, exist_ok=True)
-    _run(VLMOPT, "optimize", "--recipe", str(recipe), "-o", str(output), *options)
+    code = _run(VLMOPT, "optimize", "--recipe", str(recipe), "-o", str(output), *options, allowed=REFUSED)
+    if code == REFUSED and may_be_refused:
+        print(f"REFUSED: {output.name}, because its test split shows more than the allowed drop", flush=True)
+        return None
+    if code:
+        sys.exit(code)
     return output
 
 
-def _run(*command: str) -> None:
+def _run(*command: str, allowed: int = 0) -> int:
+    """Runs a command; any exit code but 0 and `allowed` ends the demo with it."""
     done = subprocess.run(command)
-    if done.returncode:
+    if done.returncode not in (0, allowed):
         sys.exit(done.returncode)
+    return done.returncode
 
 
 def _title(text: str) -> None:

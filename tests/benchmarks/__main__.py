@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.benchmarks import frame, readme
 
 RESULTS = Path(__file__).parent / "results"
-BENCHMARKS: Mapping[str, Callable[[], dict[str, float]]] = {"frame": frame.run}
+BENCHMARKS = {"frame": frame.parts}
 PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "numpy")
 
 
@@ -23,11 +23,11 @@ def main() -> int:
     """Runs the benchmarks named, or all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(BENCHMARKS)}; all by default")
-    names = parser.parse_args().names or list(BENCHMARKS)
-    for name in names:
-        figures = BENCHMARKS[name]()
-        result = describe(figures, command=f"python -m tests.benchmarks {name}")
-        RESULTS.mkdir(exist_ok=True)
+    parser.add_argument("--only", metavar="PART", help="measure this part anew and keep the other parts' figures")
+    arguments = parser.parse_args()
+    RESULTS.mkdir(exist_ok=True)
+    for name in arguments.names or list(BENCHMARKS):
+        result = measure(name, only=arguments.only)
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         (RESULTS / f"{name}.md").write_text(as_table(result), encoding="utf-8")
         print(as_table(result))
@@ -37,14 +37,25 @@ def main() -> int:
     return 0
 
 
-def describe(figures: Mapping[str, float], *, command: str) -> dict[str, object]:
-    """The figures with everything that is needed to read them: machine, versions, date, command."""
+def measure(name: str, *, only: str | None = None) -> dict[str, object]:
+    """The figures with everything that is needed to read them: machine, versions, and when each part was measured."""
+    figures: dict[str, float] = {}
+    measured: dict[str, str] = {}
+    path = RESULTS / f"{name}.json"
+    if only is not None and path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        figures, measured = before["figures"], before["measured"]
+    for part, run in BENCHMARKS[name]().items():
+        if only in (None, part):
+            figures |= run()
+            measured[part] = datetime.now(UTC).isoformat(timespec="minutes")
     return {
-        "figures": dict(figures),
+        "figures": figures,
         "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "system": platform.system()},
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
         "date": datetime.now(UTC).date().isoformat(),
-        "command": command,
+        "measured": measured,
+        "command": f"python -m tests.benchmarks {name}",
     }
 
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,12 +22,13 @@ TASKS = ("style", "meaning")
 UNREACHABLE = 4  # exit code of examples/emoji/prepare.py where weights or data cannot be fetched
 
 
-def run() -> dict[str, float]:
-    """All figures by name; those of the real tasks are absent where their data cannot be fetched."""
-    figures = {"help_s": _start_up("--help"), "passes_list_s": _start_up("passes", "list")}
-    figures |= _compile_clip()
-    figures |= _real_tasks()
-    return figures
+def parts() -> Mapping[str, Callable[[], dict[str, float]]]:
+    """What can be measured on its own; whatever is compared lies within one part."""
+    return {"start-up": _start_ups, "compile": _compile_clip, "tasks": _real_tasks}
+
+
+def _start_ups() -> dict[str, float]:
+    return {"help_s": _start_up("--help"), "passes_list_s": _start_up("passes", "list")}
 
 
 def _start_up(*arguments: str) -> float:
