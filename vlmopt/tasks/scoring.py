@@ -34,14 +34,6 @@ def percent(scores: Tensor) -> float:
     return 100 * float(scores.mean())
 
 
-def class_embeddings(text_embeddings: Tensor, n_labels: int) -> Tensor:
-    """One embedding of length 1 for each label [L, d] from the prompts' embeddings [L * P, d], label-major.
-
-    Source: Radford et al. 2021 (CLIP), prompt ensembling: the mean of normalized embeddings, normalized again.
-    """
-    return unit(unit(text_embeddings).reshape(n_labels, -1, text_embeddings.shape[-1]).mean(1))
-
-
 @dataclass(frozen=True)
 class Pairs:
     """Which of the unique images and unique texts belong together.

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from vlmopt.core.program import Program, Similarity
 from vlmopt.core.workload import Feed, Outputs
+from vlmopt.graph.similarity import class_embeddings, similarity_logits
 from vlmopt.tasks.dataset import Task
 from vlmopt.tasks.feeding import Batches, Feeder, reads_images
 from vlmopt.tasks.kinds.image_text_retrieval import encoders
-from vlmopt.tasks.scoring import class_embeddings, cross_entropy, is_right, percent, unit
+from vlmopt.tasks.scoring import cross_entropy, is_right, percent, unit
 from vlmopt.tasks.splits import Sample
 
 
@@ -79,8 +80,8 @@ class ZeroShotImageClassification:
             (logits,) = outputs.values()
             return logits.double()
         others = [value for name, value in outputs.items() if name != self.image_component]
-        classes = class_embeddings(others[0], self.n_labels)
-        return self.similarity.scale * unit(outputs[self.image_component]) @ classes.T + self.similarity.bias
+        classes = class_embeddings(others[0].double(), self.n_labels)
+        return similarity_logits(outputs[self.image_component].double(), classes, self.similarity)
 
 
 def workload(program: Program, task: Task, samples: Sequence[Sample], feeder: Feeder) -> ZeroShotImageClassification:
