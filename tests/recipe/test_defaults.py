@@ -15,6 +15,12 @@ def test_a_given_budget_wins_over_the_default() -> None:
     assert default_recipe("owner/model", "/tasks/style", {"budgets.max_drop": 3.0}).budgets.max_drop == 3.0
 
 
+def test_a_task_among_the_changes_counts_as_one() -> None:
+    recipe = default_recipe("owner/model", changes={"task": "/tasks/style"})
+    assert recipe.budgets.max_drop == 1.0
+    assert "skip-branches" in [step.name for step in recipe.passes]
+
+
 def test_without_a_task_nothing_is_cut() -> None:
     recipe = default_recipe("owner/model")
     assert recipe.budgets.max_drop is None

@@ -43,7 +43,7 @@ def default_recipe(model: str, task: str | None = None, changes: Mapping[str, ob
     With a task at most one point of its metric may be lost; without one nothing is cut that a task would have to judge.
     """
     given: dict[str, object] = {"model": model, "task": task, "budgets": {"max_drop": DEFAULT_MAX_DROP}}
-    if task is None:
+    if task is None and not (changes or {}).get("task"):
         given = {"model": model, "passes": list(EXACT_PASSES)}
     content = _resolve(given, Path.cwd())
     return _build(_changed(content, changes or {}), place="recipe")
