@@ -7,7 +7,7 @@ import torch
 
 from tests.rewrite import bad_passes as bad
 from tests.rewrite.bad_passes import DeclaresSignature, DoAnything
-from vlmopt.core.contract import Context, Pass, Plan
+from vlmopt.core.contract import Context, Pass, Plan, Site
 from vlmopt.core.errors import PassError, RecipeError
 from vlmopt.core.program import Program
 from vlmopt.graph.branches import find_branches
@@ -16,7 +16,7 @@ from vlmopt.graph.example import ResidualBlocks, program_of
 from vlmopt.graph.regions import skip_branch
 from vlmopt.registry import make_pass
 from vlmopt.rewrite.invariants import checksum
-from vlmopt.rewrite.pipeline import StepResult, program_text, run_step
+from vlmopt.rewrite.pipeline import Observer, StepResult, program_text, run_step
 
 
 @pytest.fixture
@@ -120,21 +120,34 @@ def test_new_nodes_are_stamped_even_when_their_metadata_are_copied(program: Prog
     assert made == [(3, "do-anything"), (4, "do-anything")]
 
 
-class Recorder:
+class Recorder(Observer):
     def __init__(self) -> None:
-        self.seen: list[tuple[str, int, str]] = []
+        self.seen: list[tuple[str, ...]] = []
 
     def before(self, step: int, pass_: Pass, program: Program) -> None:
-        self.seen.append(("before", step, pass_.name))
+        self.seen.append(("before", f"{step} {pass_.name}"))
+
+    def planned(self, step: int, pass_: Pass, program: Program, plan: Plan) -> None:
+        self.seen.append(("planned", *(site.name for site in plan.sites)))
+
+    def applied(self, step: int, pass_: Pass, program: Program, site: Site) -> None:
+        self.seen.append(("applied", site.name))
 
     def after(self, result: StepResult) -> None:
-        self.seen.append(("after", result.step, result.name))
+        self.seen.append(("after", f"{result.step} {result.name}"))
 
 
-def test_observers_see_the_step_begin_and_end(program: Program) -> None:
+def test_observers_see_the_step_its_plan_and_every_site(program: Program) -> None:
     recorder = Recorder()
-    step(program, make_pass("canonicalize", {}), observers=(recorder,))
-    assert recorder.seen == [("before", 3, "canonicalize"), ("after", 3, "canonicalize")]
+    step(program, make_pass("skip-branches", {}), observers=(recorder,))
+    first, second = "model/layers.0.ffn", "model/layers.1.ffn"
+    assert recorder.seen == [
+        ("before", "3 skip-branches"),
+        ("planned", first, second),
+        ("applied", first),
+        ("applied", second),
+        ("after", "3 skip-branches"),
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.float64])

@@ -33,6 +33,40 @@ class TaskSection(_Section):
     n_test: int
 
 
+class GroupSection(_Section):
+    """The metric on the test items of one kind (a label, a type of question): where the compiled model gets worse."""
+
+    name: str
+    n: int
+    original: float
+    optimized: float
+    drop_points: float
+    drop_interval95: Interval | None = None  # None where there are too few items for one
+
+
+class ChangedItem(_Section):
+    """A test item whose answer changed. `image` is a small picture as a `data:` URI, empty where the item has none."""
+
+    name: str
+    question: str = ""
+    expected: str
+    original: str
+    optimized: str
+    original_is_right: bool
+    optimized_is_right: bool
+    image: str = ""
+
+
+class ChangesSection(_Section):
+    """How many test items changed their answer, and some of them, those that turned wrong first."""
+
+    n: int  # items compared
+    n_lost: int  # right before, wrong now
+    n_gained: int  # wrong before, right now
+    n_other: int  # wrong before and now, with another answer
+    items: tuple[ChangedItem, ...] = ()
+
+
 class MetricSection(_Section):
     """The task's metric on the test split, as fractions in [0, 1]; drops are in points (hundredths)."""
 
@@ -46,6 +80,8 @@ class MetricSection(_Section):
     p_value: float | None
     n: int
     all: dict[str, tuple[float, float]] = Field(default_factory=dict)  # other metrics: original, optimized
+    groups: tuple[GroupSection, ...] = ()  # largest drop first
+    changes: ChangesSection | None = None
 
 
 class CostSection(_Section):
@@ -64,6 +100,7 @@ class Latency(_Section):
     median_ms: float
     p10_ms: float
     p90_ms: float
+    samples_ms: tuple[float, ...] = ()  # sorted; the distribution, thinned to at most 100 quantiles
 
 
 class LatencyPair(_Section):
@@ -111,6 +148,7 @@ class PassSection(_Section):
     predicted: CostSection
     counted: CostSection
     verdict: str
+    seconds: float | None = None
 
 
 class BranchSection(_Section):
@@ -125,6 +163,38 @@ class BranchSection(_Section):
     score: float | None
     stderr: float | None
     kept: bool
+
+
+class TrialSection(_Section):
+    """One cut that the planner measured on held-out items of the profile and validation splits."""
+
+    n_cut: int
+    saved_macs: int
+    drop_points: float
+    stderr_points: float
+    is_accepted: bool
+
+
+class PlanSection(_Section):
+    """How the planner chose: the drop it was allowed, what it measured for its choice, and everything it tried."""
+
+    max_drop_points: float
+    drop_points: float
+    stderr_points: float
+    n_items: int
+    trials: tuple[TrialSection, ...] = ()
+
+
+class MachineSection(_Section):
+    """Where latency was measured and the run took place."""
+
+    processor: str
+    n_cores: int
+    n_threads: int
+    memory_bytes: int
+    system: str
+    python: str
+    versions: dict[str, str] = Field(default_factory=dict)
 
 
 class GateSection(_Section):
@@ -152,6 +222,9 @@ class Report(_Section):
     branches: tuple[BranchSection, ...] = ()
     gates: tuple[GateSection, ...] = ()
     stages: tuple[StageSection, ...] = ()
+    plan: PlanSection | None = None
+    machine: MachineSection | None = None
+    recipe: str = ""  # the resolved recipe, as YAML
     reproduce: str = ""
     warnings: tuple[str, ...] = ()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from vlmopt.core.contract import Context, Pass, Plan, Promise, Refusal, Site
 from vlmopt.core.cost import Cost
@@ -20,12 +20,20 @@ T = TypeVar("T")
 Choose = Callable[[Program, Plan], Sequence[Site]]
 
 
-class Observer(Protocol):
-    """Sees every step and every site; it never changes anything."""
+class Observer:
+    """Sees every step and every site, and changes nothing; what is not overridden is not looked at."""
 
-    def before(self, step: int, pass_: Pass, program: Program) -> None: ...
+    def before(self, step: int, pass_: Pass, program: Program) -> None:
+        """Called with the program as the step finds it."""
 
-    def after(self, result: StepResult) -> None: ...
+    def planned(self, step: int, pass_: Pass, program: Program, plan: Plan) -> None:
+        """Called with all candidates, before any of them is chosen."""
+
+    def applied(self, step: int, pass_: Pass, program: Program, site: Site) -> None:
+        """Called after every site that changed the program; `program` is the clone that is being edited."""
+
+    def after(self, result: StepResult) -> None:
+        """Called with the checked result."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +88,13 @@ def run_step(
         observer.before(step, pass_, program)
     before = Snapshot.of(program)
     plan = _plan(program, pass_, context, before, step)
+    for observer in observers:
+        observer.planned(step, pass_, program, plan)
     chosen = list(plan.sites)
     if not plan.is_chosen and choose is not None:
         chosen = list(choose(program, plan))
     clone = clone_program(program)
-    applied, gone = _apply_all(pass_, clone, chosen[:fuel], context, step)
+    applied, gone = _apply_all(pass_, clone, chosen[:fuel], context, step, observers)
     stamp_new_nodes(before, clone, pass_, step)
     check_invariants(before, clone, pass_, step, n_applied=len(applied))
     handled = {site.name for site in (*applied, *gone)}
@@ -117,7 +127,7 @@ def _plan(program: Program, pass_: Pass, context: Context, before: Snapshot, ste
 
 
 def _apply_all(
-    pass_: Pass, program: Program, sites: Sequence[Site], context: Context, step: int
+    pass_: Pass, program: Program, sites: Sequence[Site], context: Context, step: int, observers: Sequence[Observer]
 ) -> tuple[list[Site], list[Site]]:
     """Applies the sites in order; returns those that changed the program and those that died with an earlier one."""
     applied: list[Site] = []
@@ -130,8 +140,13 @@ def _apply_all(
             lint(component.graph, f"step {step} {pass_.name}, {action}")
             component.graph.recompile()
         found = program_text(program)
-        (gone if found == text else applied).append(site)
+        if found == text:
+            gone.append(site)
+            continue
         text = found
+        applied.append(site)
+        for observer in observers:
+            observer.applied(step, pass_, program, site)
     return applied, gone
 
 

@@ -1,0 +1,80 @@
+"""Runs the passes of a recipe one after another: each is noted, held to its promise, and recovered from when it cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vlmopt.core.contract import Context, Pass, Promise
+from vlmopt.core.errors import GateError
+from vlmopt.core.program import Program
+from vlmopt.rewrite.pipeline import Observer, StepResult, run_step
+from vlmopt.tuning.closed_form import recover_heads
+from vlmopt.verify.parity import check_step
+from vlmopt.workflow.choosing import choose_sites
+from vlmopt.workflow.opening import LazyOutputs
+from vlmopt.workflow.run_state import RunState
+
+
+def run_passes(
+    state: RunState, passes: Sequence[Pass], *, observers: Sequence[Observer] = (), fuel: int | None = None
+) -> list[StepResult]:
+    """Runs the passes on the original of `state` and leaves the result in it.
+
+    Args:
+        fuel: largest number of sites to apply, over all passes together.
+
+    Raises:
+        GateError: a pass broke its promise.
+    """
+    program, steps = state.original, list[StepResult]()
+    state.reference = state.original
+    for number, pass_ in enumerate(passes, 1):
+        with state.progress.stage(f"pass {pass_.name}"), state.ledger.timed(f"20-passes/{number:02d}-{pass_.name}"):
+            result = run_step(
+                program,
+                pass_,
+                Context(importance=state.importance, seed=state.recipe.seed),
+                step=number,
+                choose=lambda current, plan: choose_sites(state, current, plan),
+                fuel=None if fuel is None else fuel - sum(len(done.applied) for done in steps),
+                observers=observers,
+            )
+            steps.append(result)
+            _note(state, result)
+            hold_to_promise(state, program, result)
+            program = recovered(state, result)
+            if all(step.promise is not Promise.LOSSY or not step.applied for step in steps):
+                state.reference = program
+    state.optimized = program
+    return steps
+
+
+def _note(state: RunState, result: StepResult) -> None:
+    folder = state.run.work(f"20-passes/{result.step:02d}-{result.name}")
+    for name, text in result.text_before.items():
+        (folder / f"{name}.before.txt").write_text(text, encoding="utf-8")
+    for name, text in result.text_after.items():
+        (folder / f"{name}.after.txt").write_text(text, encoding="utf-8")
+    state.ledger.note("passes", result.name, n_sites=len(result.plan.sites), n_applied=len(result.applied))
+
+
+def hold_to_promise(state: RunState, before: Program, result: StepResult) -> None:
+    feeds = state.sample_feeds(before)
+    gate = check_step(f"{result.step} {result.name}", result.promise, before, result.program, feeds)
+    if gate is not None:
+        state.gates.append(gate)
+        if not gate.passed:
+            found = f"changed the result by {gate.found:.2g} of the largest output"
+            raise GateError(f"step {result.step} {result.name}", found, expected=f"at most {gate.allowed:.0e}")
+
+
+def recovered(state: RunState, result: StepResult) -> Program:
+    """After a cut the heads behind it are fitted anew on the whole profile split."""
+    cut = frozenset(site.component for site in result.applied)
+    if result.promise is not Promise.LOSSY or not cut or state.bound is None:
+        return result.program
+    fit = state.bound.source.workload(result.program, "profile", limit=state.recipe.num_samples)
+    reference = LazyOutputs(state.reference, fit, progress=state.progress)
+    return recover_heads(
+        result.program, fit, reference, components=cut, progress=state.progress, seed=state.recipe.seed
+    )
