@@ -1,7 +1,8 @@
 """The run directory: the only module that decides file names, and how a run writes, resumes and publishes them.
 
 A run works in `.OUT.partial` beside OUT, so a folder under the final name is always complete. What a killed run had
-finished stays in the partial directory, and the same recipe takes it up again.
+finished stays in the partial directory, and the same recipe takes it up again; another recipe for the same output takes
+up what was measured, as far as it depends on nothing that differs.
 """
 
 from __future__ import annotations
@@ -24,9 +25,14 @@ CHECKSUM = "manifest.sha256"
 RECIPE = "recipe.yaml"
 REPORT_JSON = "report.json"
 REPORT_MARKDOWN = "report.md"
+REPORT_HTML = "report.html"
 WORK = ".work"
 LEDGER = f"{WORK}/ledger.jsonl"
 LOG = f"{WORK}/log.txt"
+PROFILE_WORK = "10-profile"
+CHOICE_WORK = "15-choice"
+# Folders below `.work/` whose entries are named by a digest of all that they depend on, so that any run may read them.
+MEASURED = (PROFILE_WORK, CHOICE_WORK)
 _KEY = f"{WORK}/key"
 _DONE = "done.json"
 
@@ -87,6 +93,18 @@ def _explained(error: OSError, place: str) -> VlmoptError:
     return VlmoptError(place, f"cannot be written ({(error.strerror or str(error)).lower()})", remedy=remedy)
 
 
+def _empty(partial: Path) -> None:
+    """Removes what a run under another key left, but not what it measured."""
+    work = partial / WORK
+    for path in [*partial.iterdir(), *(work.iterdir() if work.is_dir() else ())]:
+        if path == work or (path.parent == work and path.name in MEASURED):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -141,7 +159,8 @@ class _Run:
 
     Args:
         final: where the result goes.
-        key: digest of everything the result depends on; steps that were finished under another key are thrown away.
+        key: digest of everything the result depends on; steps that were finished under another key are thrown away,
+            except those below MEASURED.
         force: an existing result may be replaced. The old one stays until the new one is complete.
     """
 
@@ -203,8 +222,8 @@ class _Run:
             self.has_resumed = True
             return
         if self.partial.exists():
-            shutil.rmtree(self.partial)
-        key_file.parent.mkdir(parents=True)
+            _empty(self.partial)
+        key_file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(key_file, self._key)
 
     def _holds_work(self) -> bool:

@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.benchmarks import frame, readme
+from tests.benchmarks import contract, frame, readme
 
 RESULTS = Path(__file__).parent / "results"
-BENCHMARKS = {"frame": frame.parts}
+BENCHMARKS = {"frame": frame.parts, "contract": contract.parts}
 PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "numpy")
 
 

@@ -39,8 +39,10 @@ def test_passes_list_as_json_is_json(capsys: pytest.CaptureFixture[str]) -> None
 def test_passes_show_prints_options_with_types_and_defaults(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert entry.run(["passes", "show", "drop-nothing", "--pass-dir", str(folder_with(tmp_path))]) == 0
     text = capsys.readouterr().out
-    for line in ("promise   exact", "requires  captured", "produces  canonical", "  ratio: float  [default 0.5]"):
+    for line in ("promise   exact", "breaks    none", "  ratio: float  [default 0.5]"):
         assert line in text.splitlines()
+    for fact in ("requires  captured: components are flat graphs", "produces  canonical: no dead nodes"):
+        assert f"\n{fact}" in text
     assert "Before: anything; after: the same." in text
 
 

@@ -64,7 +64,9 @@ def test_a_pass_in_a_folder_is_listed_beside_the_installed_ones(tmp_path: Path) 
 
 
 def test_producers_name_the_passes_of_every_fact(tmp_path: Path) -> None:
-    assert set(registry.producers([folder_with(tmp_path)])["canonical"]) >= {"canonicalize", "drop-nothing"}
+    found = registry.producers([folder_with(tmp_path)])["canonical"]
+    assert {info.name for info in found} >= {"canonicalize", "drop-nothing"}
+    assert {info.requires for info in found} == {("captured",)}
 
 
 def test_listing_runs_no_code_of_a_pass(tmp_path: Path) -> None:
@@ -145,7 +147,7 @@ def test_an_unknown_name_gets_the_closest_one(tmp_path: Path) -> None:
         (("frozenset({CANONICAL})", "frozenset({Fact('new', 'x')})"), "produces the unregistered fact Fact(name='new'"),
         (
             ("from typing import", "import no_such_library\nfrom typing import"),
-            "cannot be imported: ModuleNotFoundError",
+            "import: raised ModuleNotFoundError: No module named 'no_such_library' (line 9)",
         ),
         (("@dataclass(frozen=True)", "@dataclass"), "is no frozen dataclass"),
         (("    def plan", "    def _plan"), "has no plan"),
@@ -173,7 +175,8 @@ def test_a_pass_that_breaks_a_rule_is_refused_with_file_and_reason(
 def test_a_second_claimant_of_a_name_is_refused(tmp_path: Path) -> None:
     first, second = folder_with(tmp_path / "a"), folder_with(tmp_path / "b")
     with pytest.raises(PassError, match=r"b/drop_nothing\.py: claims the name .*, which .*a/drop_nothing\.py"):
-        registry.find_passes([first, second])
+        registry.load_pass("drop-nothing", [first, second])
+    assert "drop-nothing" not in registry.find_passes([first, second])
 
 
 def test_the_same_folder_twice_is_no_second_claimant(tmp_path: Path) -> None:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+PICTURE = (  # a red square of eight by eight pixels
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFElEQVR4nGO8IyfHgA0wYRUdtBIA4FYB"
+    "KCgCg6AAAAAASUVORK5CYII="
+)
+
 
 def cost(parameters: int, macs: int) -> dict[str, int]:
     return {"parameters": parameters, "parameters_bytes": 4 * parameters, "macs": macs, "activation_bytes": 1000}
@@ -77,3 +82,76 @@ def report() -> dict[str, Any]:
         "reproduce": "vlmopt optimize --recipe out/recipe.yaml -o again",
         "warnings": ["the test split is small"],
     }
+
+
+def full() -> dict[str, Any]:
+    """The report with every section that a run can write, larger than `report` where a picture needs it."""
+    found = report()
+    metric = found["result"]["metric"]
+    metric["groups"] = [
+        group("4", n=62, original=0.95, optimized=0.903, interval=(0.5, 9.7)),
+        group("how many yellow crosses are there?", n=12, original=1.0, optimized=0.97, interval=None),
+        group("0", n=126, original=0.99, optimized=0.99, interval=(-0.2, 0.2)),
+    ]
+    metric["changes"] = {
+        "n": 200,
+        "n_lost": 3,
+        "n_gained": 2,
+        "n_other": 1,
+        "items": [item("lost", 0), item("lost", 1), item("gained", 2), item("other", 3, image="")],
+    }
+    pair = found["result"]["latency_ms"]["image_encoder"]
+    for side in ("original", "optimized"):
+        pair[side]["samples_ms"] = [pair[side]["median_ms"] * (0.95 + 0.002 * i) for i in range(60)]
+    found["plan"] = {
+        "max_drop_points": 1.0,
+        "drop_points": 0.4,
+        "stderr_points": 0.2,
+        "n_items": 150,
+        "trials": [trial(n, drop=0.02 * n**3) for n in range(1, 9)],
+    }
+    found["branches"] = [
+        branch(f"layers.{i // 2}.{kind}", kept=i < 7, score=0.5 / (i + 1)) | {"kind": kind, "layer": i // 2}
+        for i, kind in enumerate(["attention", "ffn"] * 6)
+    ]
+    found["gates"] = [
+        {"name": "drop of accuracy on the test split, in points", "passed": True, "found": 0.5, "allowed": 1.0}
+    ]
+    found["machine"] = {
+        "processor": "Toy Processor 9",
+        "n_cores": 4,
+        "n_threads": 1,
+        "memory_bytes": 8_000_000_000,
+        "system": "Linux 6.1",
+        "python": "3.11.2",
+        "versions": {"torch": "2.13.0"},
+    }
+    found["recipe"] = "version: 1\nmodel: models/dual\nseed: 7\npasses: [skip-branches]\n"
+    return found
+
+
+def group(
+    name: str, *, n: int, original: float, optimized: float, interval: tuple[float, float] | None
+) -> dict[str, Any]:
+    drop = round(100 * (original - optimized), 6)
+    levels = {"original": original, "optimized": optimized, "drop_points": drop, "drop_interval95": interval}
+    return {"name": name, "n": n, **levels}
+
+
+def item(kind: str, number: int, *, image: str = PICTURE) -> dict[str, Any]:
+    before, after = {"lost": (True, False), "gained": (False, True), "other": (False, False)}[kind]
+    answers = {"original": "three" if before else "two", "optimized": "three" if after else "four"}
+    judged = {"original_is_right": before, "optimized_is_right": after}
+    return {
+        "name": f"images/{number}.png",
+        "question": "how many?",
+        "expected": "three",
+        **answers,
+        **judged,
+        "image": image,
+    }
+
+
+def trial(n: int, *, drop: float) -> dict[str, Any]:
+    cut = {"n_cut": n, "saved_macs": 100_000_000 * n, "drop_points": drop, "stderr_points": 0.1}
+    return {**cut, "is_accepted": drop <= 0.8}

@@ -6,7 +6,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from tests.report.sample import branch, report
+from tests.report.sample import branch, full, report
 from vlmopt.core.errors import ArtifactError
 from vlmopt.report import compare_markdown, compare_terminal, read_report, render_markdown, render_terminal
 
@@ -97,9 +97,21 @@ def test_a_comparison_has_one_row_a_report() -> None:
     other = report()
     other["task"]["name"] = "meaning"
     text = compare_markdown([report(), other])
-    assert "| style \\| drawing | accuracy | 72.0 | 71.5 | 0.5 | 1 of 2 | 22 M → 5.5 M |" in text
+    assert (
+        "| style \\| drawing | style \\| drawing | accuracy | 72.0 | 71.5 | 0.5 | 1 FAILED | 1 of 2 | 22 M → 5.5 M |"
+        in text
+    )
+    assert "> **Warning:** The runs are for different tasks" in text
     assert text.count("image_encoder 4.00") == 2
     assert "meaning" in terminal_text(compare_terminal([report(), other]))
+
+
+def test_groups_changes_and_the_choice_are_shown_where_they_were_measured() -> None:
+    text = render_markdown(full())
+    assert "| 4 | 62 | 95.0 | 90.3 | 4.7 | 0.5 to 9.7 |" in text
+    assert "3 right answers became wrong, 2 wrong ones right." in text
+    assert "Of 8 cuts tried, the chosen one dropped 0.4 ± 0.2 points on 150 items (1 allowed)." in text
+    assert "By group" not in render_markdown(report())
 
 
 def test_a_report_keeps_its_json_form() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from vlmopt.core.contract import Case, Context, Pass, Plan, Promise, Site
 from vlmopt.core.program import Program, TensorSpec
-from vlmopt.graph.modules import output_node, output_values, placeholders
+from vlmopt.graph.modules import output_node, output_values, placeholders, set_at
 
 Action = Callable[[Program], None]
 
@@ -124,3 +124,62 @@ def break_graph(program: Program) -> None:
 
 def fail(program: Program) -> None:
     raise ZeroDivisionError("division by zero")
+
+
+def replace_weight_of_leaf(program: Program) -> None:
+    """Gives a leaf module, which the program before shares, another weight."""
+    head = program.components["model"].graph.get_submodule("head")
+    head.weight = torch.nn.Parameter(torch.zeros_like(head.weight))
+
+
+def change_setting_of_leaf(program: Program) -> None:
+    program.components["model"].graph.get_submodule("norm").eps = 0.5
+
+
+def replace_leaf(program: Program) -> None:
+    """An honest edit that the text of the graph does not show: another module under the same name."""
+    graph = program.components["model"].graph
+    old = graph.get_submodule("head")
+    new = torch.nn.Linear(old.in_features, old.out_features)
+    new.weight = torch.nn.Parameter(torch.zeros_like(old.weight))
+    set_at(graph, "head", new)
+
+
+def change_labels(program: Program) -> None:
+    program.labels = ("cat", "dog", "neither")
+    double_output(program)
+
+
+def change_dims(program: Program) -> None:
+    program.dims["batch"] = replace(program.dims["batch"], maximum=2)  # type: ignore[index]
+
+
+def take_component_away(program: Program) -> None:
+    program.components["model"] = None  # type: ignore[assignment]
+
+
+def rename_component(program: Program) -> None:
+    program.components["model"] = replace(program.components["model"], name="other")
+
+
+def return_no_tuple(program: Program) -> None:
+    graph = program.components["model"].graph
+    output_node(graph).args = output_values(graph)
+
+
+def forget_head(program: Program) -> None:
+    """Puts the head under another name and leaves the entry of `heads` behind."""
+    graph = program.components["model"].graph
+    set_at(graph, "other", graph.get_submodule("head"))
+    node = next(node for node in graph.graph.nodes if node.target == "head")
+    node.target = "other"
+
+
+@dataclass(frozen=True)
+class PlanAnything(DoAnything):
+    """Returns from `plan` what it was given."""
+
+    plans: object = None
+
+    def plan(self, program: Program, context: Context) -> Plan:
+        return self.plans  # type: ignore[return-value]

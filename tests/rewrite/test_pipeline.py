@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass, replace
+
 import pytest
 import torch
 
 from tests.rewrite import bad_passes as bad
-from tests.rewrite.bad_passes import DeclaresSignature, DoAnything
-from vlmopt.core.contract import Context, Pass, Plan, Site
-from vlmopt.core.errors import PassError, RecipeError
+from tests.rewrite.bad_passes import DeclaresSignature, DoAnything, PlanAnything
+from vlmopt.core.contract import Context, Pass, Plan, Refusal, Site
+from vlmopt.core.errors import GateError, PassError
 from vlmopt.core.program import Program
 from vlmopt.graph.branches import find_branches
 from vlmopt.graph.canonical import drop_dead_nodes
@@ -44,6 +47,14 @@ def step(program: Program, pass_: Pass, **options: object) -> StepResult:
         (DeclaresSignature(on_apply=bad.return_twice), "an output is output 0 again"),
         (DeclaresSignature(on_apply=bad.claim_other_shape), "output has shape"),
         (DeclaresSignature(on_apply=bad.claim_other_dtype), "dtype torch.float32; expected ('batch', 3) and float16"),
+        (DoAnything(on_apply=bad.replace_weight_of_leaf), "changed the module model/head in place"),
+        (DoAnything(on_apply=bad.change_setting_of_leaf), "changed the module model/norm in place"),
+        (DoAnything(on_plan=bad.replace_leaf), "changed the program without applying a site"),
+        (DoAnything(on_apply=bad.change_labels), "changed the program's labels; expected changes_signature = True"),
+        (DoAnything(on_apply=bad.take_component_away), "apply model/site: put None at components['model']"),
+        (DoAnything(on_apply=bad.rename_component), "put the component 'other' at components['model']"),
+        (DoAnything(on_apply=bad.return_no_tuple), "left a program that cannot be read (TypeError: "),
+        (DoAnything(on_apply=bad.forget_head), "left head as the head of model, which calls no such module"),
         (DoAnything(on_apply=bad.break_graph), "apply model/site: left a broken graph"),
         (DoAnything(sites=("model/a", "model/b", "model/a")), "plans two sites named model/a"),
         (DoAnything(on_plan=bad.fail), "plan: raised ZeroDivisionError: division by zero"),
@@ -60,18 +71,107 @@ def test_a_pass_that_breaks_the_contract_is_named_with_its_step(program: Program
     assert program_text(program) == text  # graphs are clones, so the program given is as it was
 
 
+SITE = Site("model/a", "model", ("a",))
+
+
+@pytest.mark.parametrize(
+    ("plans", "message"),
+    [
+        (None, "plan: returned None; expected a Plan"),
+        ([SITE], "plan: returned a list; expected a Plan"),
+        (Plan(sites=[SITE]), "plan: sites: are a list; expected a tuple of Site"),  # type: ignore[arg-type]
+        (Plan(sites=("model/a",)), "plan: sites: hold a str; expected Site"),  # type: ignore[arg-type]
+        (Plan(sites=(replace(SITE, name=""),)), "expected a name, and texts that are text"),
+        (Plan(sites=(replace(SITE, summary=3),)), "expected a name, and texts that are text"),
+        (Plan(sites=(SITE, SITE)), "plan: plans two sites named model/a"),
+        (Plan(sites=(replace(SITE, component="modle"),)), "is in the component 'modle'; expected one of model"),
+        (Plan(sites=(replace(SITE, target="a"),)), "has the target 'a'; expected a tuple of names"),
+        (Plan(sites=(replace(SITE, saving=3),)), "has the saving 3; expected a Cost"),
+        (Plan(refusals=(SITE,)), "plan: refusals: hold a Site; expected Refusal"),  # type: ignore[arg-type]
+        (Plan(refusals=(Refusal("model/a", "model", ""),)), "model/a gives no reason"),
+        (Plan(refusals=(Refusal("model/a", "", "why"),)), "is in the component ''; expected one of model"),
+    ],
+)
+def test_what_is_no_plan_is_refused(program: Program, plans: object, message: str) -> None:
+    with pytest.raises(PassError) as caught:
+        step(program, PlanAnything(plans=plans))
+    assert str(caught.value).startswith("step 3 do-anything, plan")
+    assert message in str(caught.value)
+
+
+def test_dimensions_that_were_changed_in_place_are_noticed(program: Program) -> None:
+    own = replace(program, dims=dict(program.dims))
+    with pytest.raises(PassError, match="changed the program's dims"):
+        step(own, DoAnything(on_plan=bad.change_dims))
+
+
+def test_a_module_replaced_under_its_own_name_is_a_change(program: Program) -> None:
+    result = step(program, DoAnything(on_apply=bad.replace_leaf))
+    assert [site.name for site in result.applied] == ["model/site"]
+    assert result.text_before == result.text_after
+    weights = [each.components["model"].graph.get_parameter("head.weight") for each in (program, result.program)]
+    assert [bool(weight.any()) for weight in weights] == [True, False]
+
+
+def test_a_pass_that_loops_ends_with_its_time(program: Program) -> None:
+    def loop(_: Program) -> None:
+        while True:
+            pass
+
+    for pass_, action in ((DoAnything(on_plan=loop), "plan"), (DoAnything(on_apply=loop), "apply model/site")):
+        with pytest.raises(PassError) as caught:
+            step(program, pass_, time_limit_s=0.2)
+        assert str(caught.value).startswith(f"step 3 do-anything, {action}: is not done after 0.2 s")
+
+
+def test_a_pass_that_prints_is_refused_and_not_heard(program: Program, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(PassError, match="step 3 do-anything, apply model/site: printed 'found one'"):
+        step(program, DoAnything(on_apply=lambda _: sys.stdout.write("found one\nand more\n")))  # type: ignore[arg-type,return-value]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_random_numbers_that_a_pass_draws_leave_no_trace(program: Program) -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    step(program, DoAnything(on_plan=lambda _: torch.rand(100)))  # type: ignore[arg-type,return-value]
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_importance_cannot_be_written_by_a_pass(program: Program) -> None:
+    @dataclass(frozen=True)
+    class Boasts(DoAnything):
+        def plan(self, program: Program, context: Context) -> Plan:
+            context.importance["model/site"] = 1.0  # type: ignore[index]
+            return Plan()
+
+    importance = {"model/site": 0.0}
+    with pytest.raises(PassError, match="plan: raised TypeError: 'mappingproxy' object does not support item"):
+        run_step(program, Boasts(), Context(importance=importance), step=3)
+    assert importance == {"model/site": 0.0}
+
+
 def test_a_signature_may_change_when_the_pass_says_so(program: Program) -> None:
     result = step(program, DeclaresSignature(on_apply=bad.rename_output))
     assert result.program.components["model"].outputs[0].name == "scores"
     assert program.components["model"].outputs[0].name == "output"
 
 
-def test_an_error_that_names_its_place_itself_comes_through(program: Program) -> None:
+def test_an_error_that_names_the_pass_itself_comes_through(program: Program) -> None:
     def refuse(_: Program) -> None:
-        raise RecipeError("option x", "is wrong")
+        raise PassError("do-anything: option x", "is wrong")
 
-    with pytest.raises(RecipeError, match="option x: is wrong"):
+    with pytest.raises(PassError, match="^do-anything: option x: is wrong$"):
         step(program, DoAnything(on_plan=refuse))
+
+
+def test_an_error_of_ours_that_does_not_name_the_pass_gets_pass_and_step(program: Program) -> None:
+    def refuse(_: Program) -> None:
+        raise GateError("outputs", "differ", expected="equal outputs")
+
+    with pytest.raises(PassError) as caught:
+        step(program, DoAnything(on_plan=refuse))
+    assert str(caught.value) == "step 3 do-anything, plan, outputs: differ; expected equal outputs"
 
 
 def test_a_site_that_changes_nothing_is_gone_and_not_applied(program: Program) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,6 +65,42 @@ def test_quantiles_and_ratios_are_those_of_the_numbers() -> None:
 def test_fewer_runs_than_rounds_still_measure() -> None:
     table = measure_latency({"a": lambda: Sleeper([], "a", 0)}, {"a": FEED}, runs=2, warmup=0, rounds=5)
     assert table["a"].n == 2
+
+
+def test_few_calls_are_all_kept_and_many_are_thinned_to_their_quantiles() -> None:
+    few = measure_latency({"a": lambda: Sleeper([], "a", 1)}, {"a": FEED}, runs=6, warmup=0)["a"]
+    assert len(few.samples_ms) == 6
+    assert list(few.samples_ms) == sorted(few.samples_ms)
+    assert few.samples_ms[0] >= 1
+    many = measure_latency({"a": lambda: Sleeper([], "a", 0)}, {"a": FEED}, runs=250, warmup=0)["a"]
+    assert (many.n, len(many.samples_ms)) == (250, 100)
+    assert list(many.samples_ms) == sorted(many.samples_ms)
+    assert many.samples_ms[0] <= many.p10_ms <= many.median_ms <= many.p90_ms <= many.samples_ms[-1]
+    assert abs(sum(value <= many.median_ms for value in many.samples_ms) - 50) <= 1
+
+
+class Pool(Sleeper):
+    """A session with threads of its own."""
+
+    def __init__(self, n_threads: int) -> None:
+        super().__init__([], "pool", 0)
+        self.is_done = threading.Event()
+        self.threads = [threading.Thread(target=self.is_done.wait) for _ in range(n_threads)]
+        for thread in self.threads:
+            thread.start()
+
+    def __del__(self) -> None:
+        self.is_done.set()
+        for thread in self.threads:
+            thread.join()
+        super().__del__()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the system does not say how many threads there are")
+def test_the_threads_that_a_session_starts_are_counted_beside_the_callers_own() -> None:
+    factories = {"one": lambda: Sleeper([], "one", 0), "four": lambda: Pool(3)}
+    table = measure_latency(factories, dict.fromkeys(factories, FEED), runs=4, warmup=0, rounds=2)
+    assert [table[name].n_threads for name in factories] == [1, 4]
 
 
 @pytest.mark.parametrize("options", [{"runs": 0}, {"rounds": 0}, {"warmup": -1}])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -170,15 +171,21 @@ def test_a_stopped_run_keeps_its_measurements_and_the_next_one_takes_them_up(
     with pytest.raises(KeyboardInterrupt):
         workflow.optimize(recipe, out, progress=Watching(stops_at("verify")))
     left = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
-    assert sorted(left) == [
-        ".out.partial/.work/10-profile/batches/image_encoder-00000.safetensors",
+    assert sorted(re.sub("[0-9a-f]{16}", "KEY", name) for name in left) == [
+        ".out.partial/.work/10-profile/KEY/batches/image_encoder-00000.safetensors",
+        ".out.partial/.work/10-profile/KEY/profile.json",
+        ".out.partial/.work/15-choice/KEY.json",
         ".out.partial/.work/key",
         ".out.partial/.work/ledger.jsonl",
     ]
     (tmp_path / ".out.partial" / ".image_encoder.onnx.123.tmp").write_bytes(b"half of a graph")
     again = Watching(lambda name: None)
     workflow.optimize(recipe, out, progress=again)
-    assert again.messages == [f"resuming from {tmp_path / '.out.partial'}"]
+    assert again.messages[0] == f"resuming from {tmp_path / '.out.partial'}"
+    assert [message.split(" (")[0] for message in again.messages[1:]] == [
+        "profile: taken up from an earlier run",
+        "plan: taken up from an earlier run",
+    ]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert not list(out.rglob("*.tmp"))
     for name in ("image_encoder.onnx", "recipe.yaml"):

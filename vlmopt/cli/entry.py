@@ -21,14 +21,17 @@ from vlmopt.core.errors import EXIT_ERROR, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT
 # Commands with their lines in `vlmopt --help`, spelled out so that help imports no command (a test compares them).
 COMMANDS = {
     "optimize": "Compile a model for one task into a smaller, faster, verified artifact.",
+    "explain": "Show what a recipe would do: facts, plans, predicted savings and refusals.",
     "inspect": "Show a model's components and residual branches with their costs.",
     "profile": "Measure how much every branch of a model matters for a task.",
     "eval": "Evaluate a model or an artifact on a task.",
+    "bisect": "Find the one edit of a recipe after which something is wrong.",
     "verify": "Check an artifact again: its files, its outputs and its metric.",
     "run": "Run an artifact on images and texts.",
     "bench": "Measure the latency of an artifact on this machine.",
     "report": "Show the report of an artifact, or compare several.",
-    "passes": "List the passes, or show one.",
+    "diff": "Show what differs between two runs.",
+    "passes": "List and show passes, check them, or begin a new one.",
     "doctor": "Check whether this installation can do the work.",
 }
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from vlmopt.cli.settings import Settings
+from vlmopt.core.guarding import DEFAULT_TIME_LIMIT_S
 
 F = TypeVar("F", bound=Callable[..., Any])
 DTYPES = ("float32", "float16", "bfloat16")
@@ -123,6 +124,18 @@ def pass_dir() -> Callable[[F], F]:
         type=click.Path(path_type=Path, file_okay=False, exists=True),
         metavar="DIR",
         help="Folder with passes of your own, one .py file each; may be repeated.",
+    )
+
+
+def pass_timeout() -> Callable[[F], F]:
+    return click.option(
+        "--pass-timeout",
+        "pass_timeout_s",
+        type=click.FloatRange(0, min_open=True),
+        default=DEFAULT_TIME_LIMIT_S,
+        show_default=True,
+        metavar="SECONDS",
+        help="Stop a pass that takes longer than this to import, to plan or to apply one site.",
     )
 
 

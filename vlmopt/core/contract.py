@@ -5,6 +5,7 @@ Rules:
 2. `apply` makes one site's edit on the program it is given, whole or not at all, and never writes a tensor in place.
 3. A pass never prints, counts or vouches for itself: the pipeline measures, verifies and reports.
 4. The fields of a pass are its options, in recipes and in help texts.
+5. A pass works on the program alone: it leaves the process as it was (`vlmopt.core.guarding` watches over it).
 """
 
 from __future__ import annotations
@@ -106,6 +107,7 @@ class Pass(ABC):
     produces: ClassVar[frozenset[Fact]] = frozenset()
     breaks: ClassVar[frozenset[Fact]] = frozenset()
     changes_signature: ClassVar[bool] = False
+    needs_vlmopt: ClassVar[str] = ""  # versions, as in ">=0.1,<1"; with any other vlmopt the pass is refused
 
     def wants(self, program: Program) -> Iterable[StatRequest]:
         """Statistics to collect on task data before `plan`; none by default."""

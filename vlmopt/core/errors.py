@@ -62,6 +62,10 @@ class PassError(VlmoptError):
     """A pass cannot be loaded, broke its contract, or failed while it ran."""
 
 
+class PassOptionError(PassError):
+    """An option of a pass means nothing for this program: the recipe is to be corrected, the pass is not at fault."""
+
+
 class ProfileError(VlmoptError):
     """A profile cannot be read, or belongs to another model or other data."""
 

@@ -5,7 +5,10 @@ The order of a recipe is checked against them before it runs.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from vlmopt.core.errors import PassError
 
@@ -22,7 +25,15 @@ _FACTS: dict[str, Fact] = {}
 
 
 def register_fact(name: str, meaning: str) -> Fact:
-    """The fact under this name; a second registration must mean the same."""
+    """The fact under this name; a second registration must mean the same.
+
+    Raises:
+        PassError: the name is not kebab-case, the meaning is empty, or the name means something else already.
+    """
+    if not (isinstance(name, str) and re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name)):
+        raise PassError(f"fact {name!r}", "is not kebab-case", expected="a name such as 'inputs-folded'")
+    if not (isinstance(meaning, str) and meaning.strip()):
+        raise PassError(f"fact {name}", "has no meaning", expected="what holds for a program that has it")
     fact = Fact(name, meaning)
     known = _FACTS.setdefault(name, fact)
     if known != fact:
@@ -34,6 +45,11 @@ def register_fact(name: str, meaning: str) -> Fact:
 
 def is_registered(fact: Fact) -> bool:
     return _FACTS.get(fact.name) == fact
+
+
+def registered_facts() -> Mapping[str, Fact]:
+    """All facts that were registered so far, by name."""
+    return MappingProxyType(_FACTS)
 
 
 CAPTURED = register_fact("captured", "components are flat graphs over torch.nn leaves, equal to the original model")

@@ -8,7 +8,7 @@ from pathlib import Path
 from vlmopt.core.errors import EmitError
 from vlmopt.core.program import Component, Dim, Program
 from vlmopt.core.progress import Progress
-from vlmopt.emit.manifest import build_manifest, machine, versions, write_manifest
+from vlmopt.emit.manifest import build_manifest, write_manifest
 from vlmopt.emit.onnx_file import DEFAULT_OPSET, EXTERNAL_FROM_BYTES, emit_onnx
 from vlmopt.emit.pt2_file import emit_pt2
 from vlmopt.emit.torchscript_file import emit_torchscript
@@ -24,8 +24,6 @@ __all__ = [
     "emit_program",
     "emit_pt2",
     "emit_torchscript",
-    "machine",
-    "versions",
     "write_manifest",
 ]
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 from vlmopt import __version__
+from vlmopt.core.machine import n_cores, operating_system, processor_name, versions
 from vlmopt.core.manifest import (
     MANIFEST,
     ComponentEntry,
@@ -25,8 +23,6 @@ from vlmopt.core.manifest import (
 )
 from vlmopt.core.program import Component, Dim, ModelSource, Program, TensorSpec
 from vlmopt.rundir import write_json
-
-VERSIONED = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 
 
 def build_manifest(
@@ -62,7 +58,7 @@ def build_manifest(
         components={name: _component(part, emitted.get(name, {})) for name, part in program.components.items()},
         source=_source(program.source),
         versions=versions(),
-        machine=machine(),
+        machine=_machine(),
         seed=seed,
         files=_files(folder, files),
         gates=tuple(gates),
@@ -80,29 +76,8 @@ def write_manifest(manifest: Manifest, folder: Path) -> Path:
     return path
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages whose behaviour the artifact depends on; absent ones are left out."""
-    found = {"python": platform.python_version()}
-    for name in VERSIONED:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def machine() -> MachineEntry:
-    """The machine this runs on."""
-    return MachineEntry(cpu=_cpu(), cores=os.cpu_count() or 1, os=f"{platform.system()} {platform.release()}")
-
-
-def _cpu() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def _machine() -> MachineEntry:
+    return MachineEntry(cpu=processor_name(), cores=n_cores(), os=operating_system())
 
 
 def _dim(dim: Dim) -> DimEntry:

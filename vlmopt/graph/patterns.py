@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-from vlmopt.core.errors import PassError
+from vlmopt.core.errors import PassOptionError
 
 
 def is_match(name: str, patterns: Sequence[str]) -> bool:
@@ -19,7 +19,7 @@ def check_patterns(place: str, patterns: Sequence[str], names: Sequence[str]) ->
     """Refuses a pattern that means nothing.
 
     Raises:
-        PassError: naming the pattern and the closest name there is.
+        PassOptionError: naming the pattern and the closest name there is.
     """
     for pattern in patterns:
         if any(is_match(name, [pattern]) for name in names):
@@ -27,4 +27,6 @@ def check_patterns(place: str, patterns: Sequence[str], names: Sequence[str]) ->
         known = [*names, *(name.partition("/")[2] for name in names)]
         close = get_close_matches(pattern, known, n=1)
         remedy = f"did you mean {close[0]!r}?" if close else "see `vlmopt inspect MODEL` for the names"
-        raise PassError(place, f"{pattern!r} matches nothing", expected=f"one of {len(names)} names", remedy=remedy)
+        raise PassOptionError(
+            place, f"{pattern!r} matches nothing", expected=f"one of {len(names)} names", remedy=remedy
+        )

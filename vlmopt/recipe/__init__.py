@@ -5,16 +5,21 @@ from __future__ import annotations
 from vlmopt.recipe.loading import default_recipe, load_recipe, recipe_digest, save_recipe
 from vlmopt.recipe.order import check_order
 from vlmopt.recipe.schema import Budgets, PassStep, ProfileSettings, Recipe, VerifySettings
+from vlmopt.recipe.selecting import Shortened, chosen_steps, find_steps, shorten
 
 __all__ = [
     "Budgets",
     "PassStep",
     "ProfileSettings",
     "Recipe",
+    "Shortened",
     "VerifySettings",
     "check_order",
+    "chosen_steps",
     "default_recipe",
+    "find_steps",
     "load_recipe",
     "recipe_digest",
     "save_recipe",
+    "shorten",
 ]

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from vlmopt.core.errors import RecipeError
 from vlmopt.recipe.schema import DEFAULT_MAX_DROP, EXACT_PASSES, VERSION, Recipe, known_keys
 from vlmopt.recipe.yaml_file import read_yaml, write_yaml
-from vlmopt.registry import find_passes, suggest
+from vlmopt.registry import suggest, survey
 
 
 def load_recipe(path: str | Path, changes: Mapping[str, object] | None = None) -> Recipe:
@@ -64,8 +64,12 @@ def _build(content: Mapping[str, object], *, place: str) -> Recipe:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
         raise _explain(error, place) from error
-    known = find_passes([Path(folder) for folder in recipe.pass_dirs])
+    found = survey([Path(folder) for folder in recipe.pass_dirs])
+    known = found.passes
     for step in recipe.passes:
+        for broken in found.broken:
+            if step.name in broken.names:
+                raise broken.error
         if step.name not in known:
             remedy = suggest(step.name, known) if known else "no passes are installed: install vlmopt with pip"
             raise RecipeError(f"{place}: passes", f"there is no pass {step.name!r}", remedy=remedy)

@@ -64,7 +64,8 @@ class VerifySettings(_Section):
 class Recipe(_Section):
     """A run, resolved: paths are absolute, and running it again gives the same artifact.
 
-    `num_samples` limits every split of the task, for quick trials; None takes all.
+    `num_samples` limits every split of the task, for quick trials; None takes all. `max_sites` is the largest number of
+    sites to apply, over all passes together, to find out which of them matters; None applies all.
     """
 
     version: Literal[1] = 1
@@ -79,6 +80,7 @@ class Recipe(_Section):
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     num_samples: Annotated[int, Field(ge=2)] | None = None
+    max_sites: Annotated[int, Field(ge=0)] | None = None
     pass_dirs: tuple[str, ...] = ()
     allow_pickle: bool = False
     verify: VerifySettings = VerifySettings()

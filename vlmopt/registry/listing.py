@@ -1,212 +1,207 @@
-"""What passes there are, read from their sources: nothing is imported, so a listing needs no torch."""
+"""What passes there are, read from their sources: nothing is imported, so a listing needs no torch.
+
+A plugin that cannot be used is set aside with the reason: `vlmopt passes list` shows it, whoever names it is told, and
+everything else works on.
+"""
 
 from __future__ import annotations
 
-import ast
-import importlib.util
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
 from pathlib import Path
 
-from vlmopt.core import facts as fact_module
-from vlmopt.core.contract import Promise
 from vlmopt.core.errors import PassError
-from vlmopt.core.facts import Fact
+from vlmopt.registry.source import PassInfo, claimed_names, read_source, source_of
 from vlmopt.registry.suggestions import suggest
+from vlmopt.registry.versions import check_needs, check_requirements
 
 GROUP = "vlmopt.passes"
-_KEBAB = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+_US = "vlmopt"
 
 
 @dataclass(frozen=True)
-class PassInfo:
-    """What the source of a pass says, read without running it. `origin`: the distribution or the file it comes from."""
+class BrokenPass:
+    """A plugin that cannot be used. `names`: what it may be asked for by, the most likely one first."""
 
-    name: str
-    summary: str
-    promise: Promise
-    produces: tuple[str, ...]
+    names: tuple[str, ...]
     origin: str
-    file: Path
-    class_name: str
-    module: str  # import name; empty for a file of a pass folder
+    file: Path | None
+    error: PassError
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """All passes that there are: those that can be used, by name in alphabetical order, and those that cannot."""
+
+    passes: dict[str, PassInfo]
+    broken: tuple[BrokenPass, ...]
+
+
+def survey(pass_dirs: Sequence[Path] = ()) -> Survey:
+    """Every pass that is installed or lies in one of the folders; nothing is imported.
+
+    Raises:
+        PassError: one of the folders is none.
+    """
+    found: dict[str, list[PassInfo]] = {}
+    broken: list[BrokenPass] = []
+    for entry in (*_from_entry_points(), *_from_folders(pass_dirs)):
+        if isinstance(entry, BrokenPass):
+            broken.append(entry)
+        elif entry.file not in [rival.file for rival in found.get(entry.name, ())]:
+            found.setdefault(entry.name, []).append(entry)
+    for name, rivals in found.items():
+        if len(rivals) > 1:
+            broken.append(_contested(name, rivals))
+    passes = {name: rivals[0] for name, rivals in sorted(found.items()) if len(rivals) == 1}
+    return Survey(passes, tuple(sorted(broken, key=lambda entry: (entry.name, str(entry.file)))))
 
 
 def find_passes(pass_dirs: Sequence[Path] = ()) -> dict[str, PassInfo]:
-    """Every pass there is, by name in alphabetical order; nothing is imported.
-
-    Raises: PassError for a pass that breaks one of the rules that its source shows.
-    """
-    found: dict[str, PassInfo] = {}
-    for info in (*_from_entry_points(), *_from_folders(pass_dirs)):
-        rival = found.get(info.name)
-        if rival is not None and rival.file != info.file:
-            raise PassError(
-                str(info.file),
-                f"claims the name {info.name!r}, which {rival.file} has already",
-                remedy="rename one of them",
-            )
-        found.setdefault(info.name, info)
-    return dict(sorted(found.items()))
+    """Every pass that can be used, by name in alphabetical order; nothing is imported."""
+    return survey(pass_dirs).passes
 
 
-def producers(pass_dirs: Sequence[Path] = ()) -> dict[str, tuple[str, ...]]:
-    """For every fact, the names of the passes that produce it."""
-    by_fact: dict[str, tuple[str, ...]] = {}
+def find_broken(pass_dirs: Sequence[Path] = ()) -> tuple[BrokenPass, ...]:
+    """Every plugin that cannot be used, with the reason; nothing is imported."""
+    return survey(pass_dirs).broken
+
+
+def producers(pass_dirs: Sequence[Path] = ()) -> dict[str, tuple[PassInfo, ...]]:
+    """For every fact, the passes that produce it."""
+    by_fact: dict[str, tuple[PassInfo, ...]] = {}
     for info in find_passes(pass_dirs).values():
         for fact in info.produces:
-            by_fact[fact] = (*by_fact.get(fact, ()), info.name)
+            by_fact[fact] = (*by_fact.get(fact, ()), info)
     return by_fact
 
 
 def find_pass(name: str, pass_dirs: Sequence[Path] = ()) -> PassInfo:
-    """The pass of this name; PassError with the closest name when there is none."""
-    known = find_passes(pass_dirs)
-    if name in known:
-        return known[name]
-    if not known:
+    """The pass of this name, or of this file (a path that ends in `.py`).
+
+    Raises:
+        PassError: there is none, with the closest name; or it cannot be used, with the reason.
+    """
+    if name.endswith(".py"):
+        return _find_file(Path(name), pass_dirs)
+    found = survey(pass_dirs)
+    for entry in found.broken:
+        if name in entry.names:
+            raise entry.error
+    if name in found.passes:
+        return found.passes[name]
+    if not found.passes:
         raise PassError(f"pass {name!r}", "no passes are installed", remedy="install vlmopt (pip install -e .)")
-    raise PassError(f"pass {name!r}", "there is no pass of that name", remedy=suggest(name, known))
+    remedy = suggest(name, found.passes)
+    if found.broken:
+        remedy += f" ({len(found.broken)} more cannot be used: `vlmopt passes list` says why)"
+    raise PassError(f"pass {name!r}", "there is no pass of that name", remedy=remedy)
 
 
-def _from_entry_points() -> list[PassInfo]:
-    infos = {}
-    for point in entry_points(group=GROUP):
-        infos[point.name, point.value] = _read_entry_point(point)
-    return list(infos.values())
+def _find_file(file: Path, pass_dirs: Sequence[Path]) -> PassInfo:
+    file = file.resolve()
+    if not file.is_file():
+        raise PassError(str(file), "there is no such file", expected="the name of a pass, or its .py file")
+    for info in find_passes(pass_dirs).values():
+        if info.file == file:
+            return info
+    return _checked(read_source(file, origin=str(file), module=""))
 
 
-def _read_entry_point(point: EntryPoint) -> PassInfo:
-    distribution = f"{point.dist.name} {point.dist.version}" if point.dist else "an installed package"
-    file = _source_of(point.module)
-    if file is None:
-        raise PassError(
-            f"entry point {point.name!r} of {distribution}",
-            f"there is no source file for {point.module}",
-            remedy=f"reinstall or remove {distribution}",
-        )
-    info = _read_source(file, origin=distribution, module=point.module)
-    if info.name != point.name:
-        raise PassError(str(file), f"is named {info.name!r} but registered as {point.name!r} by {distribution}")
+def _checked(info: PassInfo) -> PassInfo:
+    check_needs(str(info.file), info.needs_vlmopt)
     return info
 
 
-def _source_of(module: str) -> Path | None:
-    """The file of a module, found without running its parent packages, as find_spec of a dotted name would."""
-    top, *rest = module.split(".")
-    spec = importlib.util.find_spec(top)
-    if spec is None:
+def _contested(name: str, rivals: Sequence[PassInfo]) -> BrokenPass:
+    first, second = rivals[:2]
+    remedy = "rename one of them" if not second.module else f"rename one of them, or uninstall {second.origin}"
+    found = f"claims the name {name!r}, which {_spelled(first)} has already"
+    return BrokenPass((name,), second.origin, second.file, PassError(_spelled(second), found, remedy=remedy))
+
+
+def _spelled(info: PassInfo) -> str:
+    return f"{info.file} ({info.origin})" if info.module else str(info.file)
+
+
+def _from_entry_points() -> Iterator[PassInfo | BrokenPass]:
+    points, broken = _entry_points()
+    yield from broken
+    seen = set()
+    for point in points:
+        if (point.name, point.value) in seen:
+            continue
+        seen.add((point.name, point.value))
+        origin = f"{point.dist.name} {point.dist.version}" if point.dist else "an installed package"
+        try:
+            yield _read_entry_point(point, origin)
+        except PassError as error:
+            yield BrokenPass((point.name,), origin, _file_of(point), error)
+
+
+def _entry_points() -> tuple[list[EntryPoint], list[BrokenPass]]:
+    try:
+        return list(entry_points(group=GROUP)), []
+    except Exception:  # noqa: BLE001 - one distribution with damaged metadata; which one is found below
+        points: list[EntryPoint] = []
+        broken = []
+        for distribution in distributions():
+            try:
+                points += distribution.entry_points.select(group=GROUP)
+            except Exception as error:  # noqa: BLE001 - see above
+                broken.append(_damaged(distribution, error))
+        return points, broken
+
+
+def _damaged(distribution: Distribution, error: Exception) -> BrokenPass:
+    name = str(distribution.metadata["Name"])
+    found = f"its entry points cannot be read ({type(error).__name__}: {error})"
+    problem = PassError(f"distribution {name}", found, remedy=f"reinstall or remove {name}")
+    return BrokenPass((name,), name, None, problem)
+
+
+def _read_entry_point(point: EntryPoint, origin: str) -> PassInfo:
+    place = f"entry point {point.name!r} of {origin}"
+    try:
+        module, class_name = point.module, point.attr
+    except AttributeError as error:
+        found = f"points to {point.value!r}"
+        raise PassError(place, found, expected="MODULE:CLASS", remedy=f"reinstall or remove {origin}") from error
+    file = source_of(module)
+    if file is None or file.suffix != ".py":
+        raise PassError(place, f"there is no source file for {module}", remedy=f"reinstall or remove {origin}")
+    if point.dist is not None and point.dist.name != _US:
+        check_requirements(f"{file} ({origin})", point.dist.requires or ())
+    info = read_source(file, origin=origin, module=module)
+    if info.name != point.name:
+        raise PassError(str(file), f"is named {info.name!r} but registered as {point.name!r} by {origin}")
+    if class_name != info.class_name:
+        raise PassError(place, f"points to {point.value!r}", expected=f"{module}:{info.class_name}")
+    return _checked(info)
+
+
+def _file_of(point: EntryPoint) -> Path | None:
+    try:
+        return source_of(point.module)
+    except AttributeError:
         return None
-    if not rest:
-        return Path(spec.origin) if spec.origin else None
-    for folder in spec.submodule_search_locations or ():
-        file = Path(folder).joinpath(*rest).with_suffix(".py")
-        if file.is_file():
-            return file.resolve()
-    return None
 
 
-def _from_folders(pass_dirs: Sequence[Path]) -> list[PassInfo]:
-    infos = []
+def _from_folders(pass_dirs: Sequence[Path]) -> Iterator[PassInfo | BrokenPass]:
     for folder in pass_dirs:
         if not folder.is_dir():
             raise PassError(
                 str(folder), "is not a folder", expected="a folder of pass files (one pass in each .py file)"
             )
         for file in sorted(folder.glob("*.py")):
-            if not file.name.startswith("_"):
-                infos.append(_read_source(file.resolve(), origin=str(file), module=""))
-    return infos
-
-
-def _read_source(file: Path, *, origin: str, module: str) -> PassInfo:
-    tree = _parse(file, file.stat().st_mtime_ns)
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and _has_pass_base(node)]
-    if len(classes) != 1:
-        found = ", ".join(node.name for node in classes) or "none"
-        raise PassError(str(file), f"{len(classes)} passes in one file ({found})", expected="one")
-    body = _class_body(classes[0])
-    name = _literal_name(file, body)
-    _check_name(file, name, classes[0].name)
-    return PassInfo(
-        name=name,
-        summary=_summary(classes[0], tree),
-        promise=_literal_promise(file, body),
-        produces=_literal_facts(body.get("produces")),
-        origin=origin,
-        file=file,
-        class_name=classes[0].name,
-        module=module,
-    )
-
-
-@lru_cache(maxsize=256)
-def _parse(file: Path, _modified_ns: int) -> ast.Module:
-    try:
-        return ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
-    except SyntaxError as error:
-        raise PassError(f"{file}:{error.lineno}", f"is not Python: {error.msg}") from error
-    except UnicodeDecodeError as error:
-        raise PassError(str(file), "is not UTF-8 text") from error
-
-
-def _has_pass_base(node: ast.ClassDef) -> bool:
-    names = [base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "") for base in node.bases]
-    return "Pass" in names
-
-
-def _class_body(node: ast.ClassDef) -> dict[str, ast.expr]:
-    assigned: dict[str, ast.expr] = {}
-    for statement in node.body:
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value:
-            assigned[statement.target.id] = statement.value
-        elif isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-            assigned[statement.targets[0].id] = statement.value
-    return assigned
-
-
-def _literal_name(file: Path, body: Mapping[str, ast.expr]) -> str:
-    value = body.get("name")
-    if isinstance(value, ast.Constant) and isinstance(value.value, str):
-        return value.value
-    raise PassError(str(file), "the pass has no literal name", expected='`name = "verb-object"` in the class body')
-
-
-def _check_name(file: Path, name: str, class_name: str) -> None:
-    if not _KEBAB.fullmatch(name):
-        raise PassError(str(file), f"the name {name!r} is not kebab-case", expected="a name such as 'skip-branches'")
-    if file.stem != name.replace("-", "_"):
-        raise PassError(str(file), f"holds the pass {name!r}", expected=f"the file name {name.replace('-', '_')}.py")
-    camel = "".join(part.capitalize() for part in name.split("-"))
-    if class_name != camel:
-        raise PassError(str(file), f"the class of {name!r} is called {class_name}", expected=camel)
-
-
-def _literal_promise(file: Path, body: Mapping[str, ast.expr]) -> Promise:
-    value = body.get("promise")
-    if isinstance(value, ast.Attribute) and value.attr in Promise.__members__:
-        return Promise[value.attr]
-    members = ", ".join(f"Promise.{name}" for name in Promise.__members__)
-    raise PassError(
-        str(file), "the pass makes no promise", expected=f"`promise = ...` in the class body, one of {members}"
-    )
-
-
-def _literal_facts(value: ast.expr | None) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    names = [
-        n.attr if isinstance(n, ast.Attribute) else n.id
-        for n in ast.walk(value)
-        if isinstance(n, (ast.Name, ast.Attribute))
-    ]
-    known = (getattr(fact_module, name, None) for name in names)
-    return tuple(sorted({fact.name for fact in known if isinstance(fact, Fact)}))
-
-
-def _summary(node: ast.ClassDef, tree: ast.Module) -> str:
-    text = ast.get_docstring(node) or ast.get_docstring(tree) or ""
-    return " ".join(text.split("\n\n")[0].split())
+            if file.name.startswith(("_", "test_")) or file.name == "conftest.py":
+                continue
+            try:
+                yield _checked(read_source(file.resolve(), origin=str(file), module=""))
+            except PassError as error:
+                yield BrokenPass(claimed_names(file), str(file), file.resolve(), error)

@@ -1,10 +1,13 @@
-"""Shows what a run found. Reads JSON only, so a report can be shown without the model, its data or torch."""
+"""Shows what a run found. Reads JSON only, so a report can be shown without the model, its data or torch.
+
+The page is in `vlmopt.report.html`: only who writes one pays for importing its template engine.
+"""
 
 from __future__ import annotations
 
 from vlmopt.report.markdown import compare_markdown, render_markdown
 from vlmopt.report.schema import Report, read_report
-from vlmopt.report.tables import Table, comparison_table, report_tables
+from vlmopt.report.tables import Table, report_tables
 from vlmopt.report.terminal import compare_terminal, render_terminal, table_renderables
 
 __all__ = [
@@ -12,7 +15,6 @@ __all__ = [
     "Table",
     "compare_markdown",
     "compare_terminal",
-    "comparison_table",
     "read_report",
     "render_markdown",
     "render_terminal",

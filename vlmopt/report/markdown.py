@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from vlmopt.report.comparing import compare, comparison_tables
+from vlmopt.report.naming import heading
 from vlmopt.report.schema import Report, read_report
-from vlmopt.report.tables import Table, comparison_table, report_tables
+from vlmopt.report.tables import Table, report_tables
 
 
 def render_markdown(report: Mapping[str, object]) -> str:
@@ -22,15 +24,12 @@ def render_markdown(report: Mapping[str, object]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def compare_markdown(reports: Sequence[Mapping[str, object]]) -> str:
-    """A Markdown table with one row a report."""
-    return table_markdown(comparison_table([read_report(report) for report in reports])) + "\n"
-
-
-def heading(report: Report) -> str:
-    """The title of a report."""
-    name = report.model.path.rstrip("/").rsplit("/", 1)[-1]
-    return f"{name} for {report.task.name}" if report.task else name
+def compare_markdown(reports: Sequence[Mapping[str, object]], *, labels: Sequence[str] = ()) -> str:
+    """What forbids to compare the runs, and a Markdown table with one row a run."""
+    comparison = compare([read_report(report) for report in reports], labels)
+    parts = [f"> **Warning:** {_escaped(text)}" for text in comparison.warnings]
+    parts += [table_markdown(table) for table in comparison_tables(comparison)]
+    return "\n\n".join(parts) + "\n"
 
 
 def table_markdown(table: Table) -> str:

@@ -34,7 +34,11 @@ class TaskSection(_Section):
 
 
 class GroupSection(_Section):
-    """The metric on the test items of one kind (a label, a type of question): where the compiled model gets worse."""
+    """The metric on the test items of one kind (a label, a type of question): where the compiled model gets worse.
+
+    Groups may overlap. Every interval is that of its own group, not adjusted for how many groups there are: of fifty
+    groups that lose nothing, two or three lie off zero by chance.
+    """
 
     name: str
     n: int
@@ -45,7 +49,11 @@ class GroupSection(_Section):
 
 
 class ChangedItem(_Section):
-    """A test item whose answer changed. `image` is a small picture as a `data:` URI, empty where the item has none."""
+    """A test item whose answer changed. `image` is a small picture as a `data:` URI, empty where the item has none.
+
+    In retrieval an item is a search (every image for its text, every text for its image, which is then `question`), the
+    answers are the first matches, and `image` is the picture searched with or searched for.
+    """
 
     name: str
     question: str = ""
@@ -100,7 +108,7 @@ class Latency(_Section):
     median_ms: float
     p10_ms: float
     p90_ms: float
-    samples_ms: tuple[float, ...] = ()  # sorted; the distribution, thinned to at most 100 quantiles
+    samples_ms: tuple[float, ...] = ()  # sorted; all calls, or 100 quantiles of them
 
 
 class LatencyPair(_Section):
@@ -124,9 +132,12 @@ class ResultSection(_Section):
 
 
 class SiteSection(_Section):
+    """An edit that was made; `predicted` is what the pass said that it saves."""
+
     name: str
     component: str
     summary: str = ""
+    predicted: CostSection | None = None
 
 
 class RefusalSection(_Section):
@@ -152,7 +163,10 @@ class PassSection(_Section):
 
 
 class BranchSection(_Section):
-    """A residual branch of the original: its cost, its importance (loss increase without it) and whether it stays."""
+    """A residual branch of the original: its cost, its importance (loss increase without it) and whether it stays.
+
+    `cut_by` is the step that took it out (`2 skip-branches`), `reason` why the steps that might have done so did not.
+    """
 
     component: str
     name: str
@@ -163,6 +177,8 @@ class BranchSection(_Section):
     score: float | None
     stderr: float | None
     kept: bool
+    cut_by: str = ""
+    reason: str = ""
 
 
 class TrialSection(_Section):
@@ -189,9 +205,9 @@ class MachineSection(_Section):
     """Where latency was measured and the run took place."""
 
     processor: str
-    n_cores: int
-    n_threads: int
-    memory_bytes: int
+    n_cores: int  # logical cores that the run may use
+    n_threads: int  # that one graph ran on when it was timed
+    memory_bytes: int  # 0 where the system does not say
     system: str
     python: str
     versions: dict[str, str] = Field(default_factory=dict)

@@ -6,7 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vlmopt.report.quantities import count as count
+from vlmopt.report.quantities import other_metrics, points, value_text
 from vlmopt.report.schema import BranchSection, CostSection, PassSection, Report
+
+_N_GROUPS = 10
 
 
 @dataclass(frozen=True)
@@ -21,28 +25,9 @@ class Table:
 
 
 def report_tables(report: Report) -> list[Table]:
-    """Before and after, what was cut, passes, gates and stages; a table without rows is left out."""
-    makers = (_before_after, _branches, _passes, _refusals, _gates, _stages)
+    """Before and after, groups, what was cut, passes, gates and stages; a table without rows is left out."""
+    makers = (_before_after, _groups, _branches, _passes, _refusals, _gates, _stages)
     return [table for table in (make(report) for make in makers) if table.rows]
-
-
-def comparison_table(reports: Sequence[Report]) -> Table:
-    """One row a report, to see what different tasks leave of one model."""
-    rows = tuple(_comparison_row(report) for report in reports)
-    quality = ("task", "metric", "original", "optimized", "drop (points)")
-    return Table("Comparison", (*quality, "branches kept", "parameters", "MACs", "speed-up"), rows, n_text_columns=2)
-
-
-def points(fraction: float) -> str:
-    return f"{100 * fraction:.1f}"
-
-
-def count(number: float) -> str:
-    """A count with a decimal prefix: 1234567 -> 1.23 M."""
-    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= size:
-            return f"{number / size:.3g} {prefix}"
-    return f"{number:.3g}"
 
 
 def _before_after(report: Report) -> Table:
@@ -54,13 +39,15 @@ def _before_after(report: Report) -> Table:
         before = f"{points(metric.original)} {_interval(metric.original_interval95)}"
         after = f"{points(metric.optimized)} {_interval(metric.optimized_interval95)}"
         rows.append((f"{metric.name} (%)", before, after, f"{0 - metric.drop_points:+.1f} points"))
-        for name, (original, optimized) in metric.all.items():
-            if name != metric.name:
-                change = f"{100 * (optimized - original):+.1f} points"
-                rows.append((f"{name} (%)", points(original), points(optimized), change))
+        for name, (original, optimized) in other_metrics(metric).items():
+            change = f"{100 * (optimized - original):+.1f} points"
+            rows.append((f"{name} (%)", points(original), points(optimized), change))
         low, high = metric.drop_interval95
         p_value = f", p = {metric.p_value:.2g}" if metric.p_value is not None else ""
         note = f"Drop {metric.drop_points:.1f} points (95 % interval {low:.1f} to {high:.1f}{p_value}), n = {metric.n}."
+        if metric.changes is not None:
+            lost, gained = metric.changes.n_lost, metric.changes.n_gained
+            note += f" {lost} right answers became wrong, {gained} wrong ones right."
     rows += _cost_rows(result.cost.original, result.cost.optimized)
     if result.size_bytes is not None:
         size = result.size_bytes
@@ -97,11 +84,30 @@ def _interval(bounds: tuple[float, float]) -> str:
     return f"[{points(bounds[0])}, {points(bounds[1])}]"
 
 
+def _groups(report: Report) -> Table:
+    groups = report.result.metric.groups if report.result.metric else ()
+    worst = sorted(groups, key=lambda group: -group.drop_points)[:_N_GROUPS]
+    rows = []
+    for group in worst:
+        spread = group.drop_interval95
+        interval = f"{spread[0]:.1f} to {spread[1]:.1f}" if spread else ""
+        levels = (points(group.original), points(group.optimized))
+        rows.append((group.name, str(group.n), *levels, f"{group.drop_points:.1f}", interval))
+    note = f"{len(worst)} of {len(groups)} groups, largest drop first; the intervals hold for each group alone."
+    columns = ("group", "items", "original (%)", "optimized (%)", "drop (points)", "95 % interval")
+    return Table("By group", columns, tuple(rows), note=note)
+
+
 def _branches(report: Report) -> Table:
     has_cut = any(not branch.kept for branch in report.branches)
     rows = tuple(_branch_row(branch) for branch in report.branches) if has_cut else ()
     n_kept = sum(branch.kept for branch in report.branches)
     note = f"{n_kept} of {len(report.branches)} branches are kept. Importance: how much the loss grows without it."
+    if report.plan is not None:
+        plan = report.plan
+        found = f"{plan.drop_points:.1f} ± {plan.stderr_points:.1f} points on {plan.n_items} items"
+        allowed = f"{plan.max_drop_points:g} allowed"
+        note += f" Of {len(plan.trials)} cuts tried, the chosen one dropped {found} ({allowed})."
     columns = ("component", "branch", "kind", "", "parameters", "MACs", "importance")
     return Table("What was cut", columns, rows, n_text_columns=4, note=note)
 
@@ -145,33 +151,11 @@ def _gates(report: Report) -> Table:
 def gates_table(gates: Sequence[Mapping[str, Any]]) -> Table:
     """Gates as JSON holds them: name, passed, found, allowed."""
     verdicts = {True: "passed", False: "FAILED"}
-    rows = tuple((g["name"], verdicts[g["passed"]], _value(g["found"]), _value(g["allowed"])) for g in gates)
+    rows = tuple((g["name"], verdicts[g["passed"]], value_text(g["found"]), value_text(g["allowed"])) for g in gates)
     return Table("Gates", ("gate", "verdict", "found", "allowed"), rows, n_text_columns=2)
-
-
-def _value(value: float | str | None) -> str:
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else f"{value:.4g}"
 
 
 def _stages(report: Report) -> Table:
     rows = tuple((stage.name, f"{stage.seconds:.1f}") for stage in report.stages)
     total = sum(stage.seconds for stage in report.stages)
     return Table("Stages", ("stage", "seconds"), rows, note=f"{total:.1f} s in all.")
-
-
-def _comparison_row(report: Report) -> tuple[str, ...]:
-    metric, cost = report.result.metric, report.result.cost
-    task = report.task.name if report.task else "(none)"
-    kept = f"{sum(b.kept for b in report.branches)} of {len(report.branches)}" if report.branches else ""
-    if metric is None:
-        quality = ("", "", "", "")
-    else:
-        quality = (metric.name, points(metric.original), points(metric.optimized), f"{metric.drop_points:.1f}")
-    ratios = [f"{name} {pair.ratio:.2f}" for name, pair in report.result.latency_ms.items() if pair.ratio]
-    sizes = (
-        f"{count(cost.original.parameters)} → {count(cost.optimized.parameters)}",
-        f"{count(cost.original.macs)} → {count(cost.optimized.macs)}",
-    )
-    return (task, *quality, kept, *sizes, ", ".join(ratios))

@@ -9,9 +9,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from vlmopt.report.markdown import heading
+from vlmopt.report.comparing import compare, comparison_tables
+from vlmopt.report.naming import heading
 from vlmopt.report.schema import read_report
-from vlmopt.report.tables import Table, comparison_table, report_tables
+from vlmopt.report.tables import Table, report_tables
 
 _STYLES = {"FAILED": "bold red", "passed": "green", "cut": "red"}
 
@@ -31,9 +32,13 @@ def render_terminal(report: Mapping[str, object]) -> Group:
     return Group(*parts)
 
 
-def compare_terminal(reports: Sequence[Mapping[str, object]]) -> Group:
-    """One row a report."""
-    return Group(*table_renderables(comparison_table([read_report(report) for report in reports])))
+def compare_terminal(reports: Sequence[Mapping[str, object]], *, labels: Sequence[str] = ()) -> Group:
+    """What forbids to compare the runs, and one row a run."""
+    comparison = compare([read_report(report) for report in reports], labels)
+    parts: list[RenderableType] = [Text(f"warning: {text}", style="yellow") for text in comparison.warnings]
+    for table in comparison_tables(comparison):
+        parts += table_renderables(table)
+    return Group(*parts)
 
 
 def table_renderables(table: Table) -> list[RenderableType]:

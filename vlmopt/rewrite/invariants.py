@@ -1,83 +1,32 @@
 """What every pass must leave intact, checked from outside by comparing a snapshot with the result.
 
 Rules:
-1. No tensor of the program is written in place: tensors are shared with the program before the pass.
+1. No tensor is written in place, and no leaf module gets another tensor or setting: both are shared with the program
+   before the pass.
 2. The program changes if and only if a site is applied.
-3. Inputs and outputs stay as they are unless the pass declares `changes_signature`, and always fit the graph.
+3. Inputs, outputs and what else the program says of itself (assembly, labels, dims ...) stay as they are unless the
+   pass declares `changes_signature`; inputs and outputs always fit the graph, and heads are modules that it calls.
 4. Every graph passes fx's own lint, and every node but the output has `meta["val"]`.
 5. No output becomes an input or another output.
-6. Names of sites are unique within a plan.
+6. A plan is a `Plan` of sites and refusals, in components that exist, with names that are unique among the sites.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import fx
 
-from vlmopt.core.contract import Pass, Plan
-from vlmopt.core.errors import PassError
+from vlmopt.core.contract import Pass
+from vlmopt.core.errors import PassError, VlmoptError
 from vlmopt.core.program import Component, Program, TensorSpec
-from vlmopt.graph.modules import output_values, placeholders
-from vlmopt.graph.text import component_text
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """A tensor as it was: `version` counts autograd's writes in place, `checksum` notices the others."""
-
-    path: str
-    tensor: torch.Tensor
-    version: int
-    checksum: int | None
-
-    @property
-    def is_unchanged(self) -> bool:
-        return self.tensor._version == self.version and checksum(self.tensor) == self.checksum
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Text, signature, node names, aliases and tensors of a program at one moment."""
-
-    texts: dict[str, str]
-    signatures: dict[str, object]
-    nodes: dict[str, frozenset[str]]
-    aliases: dict[str, frozenset[str]]
-    tensors: tuple[_Stored, ...]
-
-    @classmethod
-    def of(cls, program: Program) -> Snapshot:
-        parts = program.components
-        return cls(
-            {name: component_text(part) for name, part in parts.items()},
-            {name: (part.inputs, part.outputs) for name, part in parts.items()},
-            {name: frozenset(node.name for node in part.graph.graph.nodes) for name, part in parts.items()},
-            {name: _aliases(part.graph) for name, part in parts.items()},
-            tuple(_stored(program)),
-        )
-
-
-def checksum(tensor: torch.Tensor) -> int | None:
-    """Sum over the tensor's bytes, eight at a time; None where there are no bytes (meta and fake tensors)."""
-    if tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor) or tensor.layout is not torch.strided:
-        return None
-    data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    whole = data.numel() // 8 * 8
-    if data.data_ptr() % 8:
-        data = data.clone()
-    return int(data[:whole].view(torch.int64).sum()) + int(data[whole:].sum())
-
-
-def _stored(program: Program) -> Iterable[_Stored]:
-    seen: set[int] = set()
-    for name, component in program.components.items():
-        for path, tensor in [*component.graph.named_parameters(), *component.graph.named_buffers()]:
-            if id(tensor) not in seen:
-                seen.add(id(tensor))
-                yield _Stored(f"{name}/{path}", tensor, tensor._version, checksum(tensor))
+from vlmopt.graph.modules import has_path, output_values, placeholders
+from vlmopt.rewrite.planned import kind_of
+from vlmopt.rewrite.snapshot import Snapshot as Snapshot
+from vlmopt.rewrite.snapshot import aliases_of, contents_of, described
+from vlmopt.rewrite.snapshot import checksum as checksum
 
 
 def stamp_new_nodes(before: Snapshot, program: Program, pass_: Pass, step: int) -> None:
@@ -89,32 +38,72 @@ def stamp_new_nodes(before: Snapshot, program: Program, pass_: Pass, step: int) 
                 node.meta["made_by"] = (step, pass_.name)  # metadata copied from an older node names its maker
 
 
-def check_plan(plan: Plan, place: str) -> None:
-    """Raises PassError when two sites have one name."""
-    names = [site.name for site in plan.sites]
-    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
-    if twice is not None:
-        raise PassError(place, f"plans two sites named {twice}", expected="names that are unique within the plan")
+@contextmanager
+def judging(place: str) -> Iterator[None]:
+    """What a pass left behind may be such that even looking at it fails; that is the pass's fault as well."""
+    try:
+        yield
+    except VlmoptError:
+        raise
+    except Exception as error:
+        found = f"left a program that cannot be read ({type(error).__name__}: {error})"
+        raise PassError(place, found, expected="components with sound graphs") from error
 
 
 def check_invariants(before: Snapshot, program: Program, pass_: Pass, step: int, *, n_applied: int) -> None:
     """Raises PassError, naming pass and step, for the first invariant that does not hold."""
     place = f"step {step} {pass_.name}"
+    with judging(place):
+        _check_shared(before, place)
+        for name, component in program.components.items():
+            check_component(component, name, place)
+        changed = contents_of(program) != before.contents
+        if changed != (n_applied > 0):
+            found = "changed the program without applying a site" if changed else "applied sites that changed nothing"
+            raise PassError(place, found, expected="a change if and only if a site is applied")
+        if not pass_.changes_signature:
+            _check_signature(before, program, place)
+        for name, component in program.components.items():
+            _check_component(component, before.aliases.get(name, frozenset()), f"{place}, component {name}")
+        _check_heads(program, place)
+
+
+def check_component(component: object, name: str, place: str) -> None:
+    """Raises PassError unless this is a component of that name around a graph."""
+    if not isinstance(component, Component) or not isinstance(component.graph, fx.GraphModule):
+        raise PassError(
+            place, f"put {kind_of(component)} at components[{name!r}]", expected="a Component with its graph"
+        )
+    if component.name != name:
+        raise PassError(place, f"put the component {component.name!r} at components[{name!r}]", expected="one name")
+
+
+def _check_shared(before: Snapshot, place: str) -> None:
     for stored in before.tensors:
         if not stored.is_unchanged:
             found = f"wrote tensor {stored.path} in place"
             raise PassError(place, found, expected="a new tensor, since weights are shared")
-    changed = {name: component_text(part) for name, part in program.components.items()} != before.texts
-    if changed != (n_applied > 0):
-        found = "changed the program without applying a site" if changed else "applied sites that changed nothing"
-        raise PassError(place, found, expected="a change if and only if a site is applied")
-    if not pass_.changes_signature:
-        _check_signature(before, program, place)
-    for name, component in program.components.items():
-        _check_component(component, before.aliases.get(name, frozenset()), f"{place}, component {name}")
+    for leaf in before.leaves:
+        if not leaf.is_unchanged:
+            found = f"changed the module {leaf.path} in place"
+            raise PassError(place, found, expected="a new module, since leaf modules are shared")
+
+
+def _check_heads(program: Program, place: str) -> None:
+    for name, path in program.heads.items():
+        if name not in program.components:
+            raise PassError(place, f"left a head of {name}, which is gone", remedy="remove it from program.heads")
+        graph = program.components[name].graph
+        if not has_path(graph, path) or all(node.target != path for node in graph.graph.nodes):
+            found = f"left {path} as the head of {name}, which calls no such module"
+            raise PassError(place, found, remedy="name the new one in program.heads, or remove the entry")
 
 
 def _check_signature(before: Snapshot, program: Program, place: str) -> None:
+    found = described(program)
+    for what, value in before.described.items():
+        if found[what] != value:
+            raise PassError(place, f"changed the program's {what}", expected="changes_signature = True")
     found = {name: (part.inputs, part.outputs) for name, part in program.components.items()}
     if found != before.signatures:
         names = sorted(set(found) ^ set(before.signatures)) or [n for n in found if found[n] != before.signatures[n]]
@@ -127,7 +116,7 @@ def _check_component(component: Component, known_aliases: frozenset[str], place:
         if node.op != "output" and "val" not in node.meta:
             raise PassError(place, f"node {node.name} has no shape metadata", expected="meta['val'] on every node")
     _check_specs(component, place)
-    new = _aliases(component.graph) - known_aliases
+    new = aliases_of(component.graph) - known_aliases
     if new:
         raise PassError(place, f"an output is {min(new)}", expected="outputs that alias nothing")
 
@@ -136,7 +125,7 @@ def lint(graph: fx.GraphModule, place: str) -> None:
     """fx's own check of the graph, as a PassError."""
     try:
         graph.graph.lint()
-    except (RuntimeError, AttributeError) as error:
+    except Exception as error:
         raise PassError(place, f"left a broken graph ({error})") from error
 
 
@@ -161,11 +150,3 @@ def _fits(value: object, spec: TensorSpec) -> bool:
         return False
     pairs = zip(value.shape, spec.shape, strict=True)
     return all(found == wanted for found, wanted in pairs if isinstance(found, int) and isinstance(wanted, int))
-
-
-def _aliases(graph: fx.GraphModule) -> frozenset[str]:
-    """Outputs that are an input, or another output, by what they are."""
-    outputs, inputs = output_values(graph), set(placeholders(graph))
-    found = {f"the input {node.target}" for node in outputs if node in inputs}
-    found |= {f"output {outputs.index(node)} again" for i, node in enumerate(outputs) if outputs.index(node) < i}
-    return frozenset(found)

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import TypeVar
 
 from vlmopt.core.contract import Context, Pass, Plan, Promise, Refusal, Site
 from vlmopt.core.cost import Cost
-from vlmopt.core.errors import PassError, VlmoptError
+from vlmopt.core.guarding import DEFAULT_TIME_LIMIT_S, Owner, guarded_call
 from vlmopt.core.program import Program
 from vlmopt.graph.costing import program_cost
 from vlmopt.graph.modules import clone_graph
 from vlmopt.graph.text import component_text
-from vlmopt.rewrite.invariants import Snapshot, check_invariants, check_plan, lint, stamp_new_nodes
+from vlmopt.rewrite.invariants import check_component, check_invariants, judging, lint, stamp_new_nodes
+from vlmopt.rewrite.planned import check_plan
+from vlmopt.rewrite.snapshot import Snapshot, contents_of
 
 T = TypeVar("T")
 Choose = Callable[[Program, Plan], Sequence[Site]]
@@ -74,27 +77,30 @@ def run_step(
     choose: Choose | None = None,
     fuel: int | None = None,
     observers: Sequence[Observer] = (),
+    time_limit_s: float = DEFAULT_TIME_LIMIT_S,
 ) -> StepResult:
     """Applies one pass to a clone of the program.
 
     Args:
         choose: picks among the candidates of a LOSSY pass whose options name no sites; without it all are applied.
         fuel: largest number of sites to apply.
+        time_limit_s: for each call of the pass: its plan, and every site.
 
     Raises:
-        PassError: the pass failed, or broke its contract; the graphs of the program given are untouched.
+        PassError: the pass failed, took too long, printed, or broke its contract; the program given is untouched.
     """
     for observer in observers:
         observer.before(step, pass_, program)
     before = Snapshot.of(program)
-    plan = _plan(program, pass_, context, before, step)
+    calls = _Calls(pass_, _read_only(context), step, time_limit_s)
+    plan = _plan(program, calls, before)
     for observer in observers:
         observer.planned(step, pass_, program, plan)
     chosen = list(plan.sites)
     if not plan.is_chosen and choose is not None:
         chosen = list(choose(program, plan))
     clone = clone_program(program)
-    applied, gone = _apply_all(pass_, clone, chosen[:fuel], context, step, observers)
+    applied, gone = _apply_all(calls, clone, chosen[:fuel], observers)
     stamp_new_nodes(before, clone, pass_, step)
     check_invariants(before, clone, pass_, step, n_applied=len(applied))
     handled = {site.name for site in (*applied, *gone)}
@@ -117,51 +123,78 @@ def run_step(
     return result
 
 
-def _plan(program: Program, pass_: Pass, context: Context, before: Snapshot, step: int) -> Plan:
+@dataclass(frozen=True)
+class _Calls:
+    """Calls the methods of a pass, each guarded."""
+
+    pass_: Pass
+    context: Context
+    step: int
+    time_limit_s: float
+
+    @property
+    def place(self) -> str:
+        return f"step {self.step} {self.pass_.name}"
+
+    def plan(self, program: Program) -> Plan:
+        return self._guarded("plan", partial(self.pass_.plan, program, self.context))
+
+    def apply(self, program: Program, site: Site) -> None:
+        self._guarded(f"apply {site.name}", partial(self.pass_.apply, program, site, self.context))
+
+    def _guarded(self, action: str, call: Callable[[], T]) -> T:
+        owner = Owner.of(type(self.pass_), self.pass_.name)
+        return guarded_call(call, place=f"{self.place}, {action}", owner=owner, time_limit_s=self.time_limit_s)
+
+
+def _read_only(context: Context) -> Context:
+    """The context behind views: its mappings are also the planner's."""
+    return replace(
+        context,
+        importance=MappingProxyType(dict(context.importance)),
+        statistics=MappingProxyType(dict(context.statistics)),
+        device_costs_us=MappingProxyType(dict(context.device_costs_us)),
+    )
+
+
+def _plan(program: Program, calls: _Calls, before: Snapshot) -> Plan:
     """The pass's plan, made on a clone: a pass that edits while it plans is caught, and harms nothing."""
     clone = clone_program(program)
-    plan = _guarded(pass_, step, "plan", lambda: pass_.plan(clone, context))
-    check_plan(plan, f"step {step} {pass_.name}")
-    check_invariants(before, clone, pass_, step, n_applied=0)
+    plan = calls.plan(clone)
+    check_plan(plan, f"{calls.place}, plan", components=program.components)
+    check_invariants(before, clone, calls.pass_, calls.step, n_applied=0)
     return plan
 
 
 def _apply_all(
-    pass_: Pass, program: Program, sites: Sequence[Site], context: Context, step: int, observers: Sequence[Observer]
+    calls: _Calls, program: Program, sites: Sequence[Site], observers: Sequence[Observer]
 ) -> tuple[list[Site], list[Site]]:
     """Applies the sites in order; returns those that changed the program and those that died with an earlier one."""
     applied: list[Site] = []
     gone: list[Site] = []
-    text = program_text(program)
+    contents = contents_of(program)
     for site in sites:
-        action = f"apply {site.name}"
-        _guarded(pass_, step, action, partial(pass_.apply, program, site, context))
-        for component in program.components.values():
-            lint(component.graph, f"step {step} {pass_.name}, {action}")
-            component.graph.recompile()
-        found = program_text(program)
-        if found == text:
+        calls.apply(program, site)
+        found = _after_site(program, f"{calls.place}, apply {site.name}")
+        if found == contents:
             gone.append(site)
             continue
-        text = found
+        contents = found
         applied.append(site)
         for observer in observers:
-            observer.applied(step, pass_, program, site)
+            observer.applied(calls.step, calls.pass_, program, site)
     return applied, gone
+
+
+def _after_site(program: Program, place: str) -> dict[str, object]:
+    """What the program holds now, its graphs made ready to run."""
+    with judging(place):
+        for name, component in program.components.items():
+            check_component(component, name, place)
+            lint(component.graph, place)
+            component.graph.recompile()
+        return contents_of(program)
 
 
 def program_text(program: Program) -> dict[str, str]:
     return {name: component_text(component) for name, component in program.components.items()}
-
-
-def _guarded(pass_: Pass, step: int, action: str, call: Callable[[], T]) -> T:
-    try:
-        return call()
-    except VlmoptError:
-        raise
-    except Exception as error:
-        raise PassError(
-            f"step {step} {pass_.name}, {action}",
-            f"raised {type(error).__name__}: {error}",
-            remedy="leave the pass out, or run with --debug and send its author the traceback",
-        ) from error

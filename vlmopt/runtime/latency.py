@@ -15,6 +15,10 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from vlmopt.core.machine import n_native_threads
+
+MAX_SAMPLES = 100  # so many quantiles tell a distribution apart from its neighbours
+
 Feed = Mapping[str, NDArray[Any]]
 
 
@@ -26,13 +30,19 @@ class Runnable(Protocol):
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of one call, over all rounds; `round_medians_ms` has one median a round."""
+    """Milliseconds of one call, over all rounds.
+
+    `round_medians_ms` has one median a round. `samples_ms` is the distribution: all calls, sorted, or 100 quantiles of
+    them, the fastest and the slowest included. `n_threads` were there to run the model; None where that is not known.
+    """
 
     median_ms: float
     p10_ms: float
     p90_ms: float
     n: int
     round_medians_ms: tuple[float, ...]
+    samples_ms: tuple[float, ...] = ()
+    n_threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,7 @@ def measure_latency(
         raise ValueError(f"runs {runs}, rounds {rounds} and warmup {warmup} must be positive")
     rounds = min(rounds, runs)
     shares = [runs // rounds + (turn < runs % rounds) for turn in range(rounds)]
-    found: dict[str, list[list[float]]] = {name: [] for name in factories}
+    found: dict[str, list[_Turn]] = {name: [] for name in factories}
     gc.collect()
     gc.freeze()  # what is alive now need not be looked at after every session: that takes longer than the timing
     try:
@@ -94,11 +104,23 @@ def measure_latency(
                 found[name].append(_timed(make, dict(feeds[name]), runs=share, warmup=warmup))
     finally:
         gc.unfreeze()
-    return LatencyTable({name: _summary(times) for name, times in found.items()})
+    return LatencyTable({name: _summary(turns) for name, turns in found.items()})
 
 
-def _timed(make: Callable[[], Runnable], feed: dict[str, NDArray[Any]], *, runs: int, warmup: int) -> list[float]:
+@dataclass(frozen=True)
+class _Turn:
+    """The calls of one session, in milliseconds, and the threads that ran them."""
+
+    times_ms: list[float]
+    n_threads: int | None
+
+
+def _timed(make: Callable[[], Runnable], feed: dict[str, NDArray[Any]], *, runs: int, warmup: int) -> _Turn:
+    before = n_native_threads()
     session = make()
+    # Counted, since ONNX Runtime chooses a number that it does not tell; the caller's own thread works as well.
+    after = n_native_threads()
+    n_threads = None if before is None or after is None else 1 + max(0, after - before)
     try:
         for _ in range(warmup):
             session.run(None, feed)
@@ -107,21 +129,30 @@ def _timed(make: Callable[[], Runnable], feed: dict[str, NDArray[Any]], *, runs:
             start = time.perf_counter()
             session.run(None, feed)
             times.append((time.perf_counter() - start) * 1e3)
-        return times
+        return _Turn(times, n_threads)
     finally:
         del session
         gc.collect()  # the threads of a session that a cycle keeps alive would spin on
 
 
-def _summary(rounds: list[list[float]]) -> Latency:
-    times = sorted(value for values in rounds for value in values)
+def _summary(turns: list[_Turn]) -> Latency:
+    times = sorted(value for turn in turns for value in turn.times_ms)
+    counts = [turn.n_threads for turn in turns if turn.n_threads is not None]
     return Latency(
         median_ms=statistics.median(times),
         p10_ms=_quantile(times, 0.1),
         p90_ms=_quantile(times, 0.9),
         n=len(times),
-        round_medians_ms=tuple(statistics.median(values) for values in rounds),
+        round_medians_ms=tuple(statistics.median(turn.times_ms) for turn in turns),
+        samples_ms=_thinned(times),
+        n_threads=max(counts, default=None),
     )
+
+
+def _thinned(ordered: list[float]) -> tuple[float, ...]:
+    if len(ordered) <= MAX_SAMPLES:
+        return tuple(ordered)
+    return tuple(_quantile(ordered, i / (MAX_SAMPLES - 1)) for i in range(MAX_SAMPLES))
 
 
 def _quantile(ordered: list[float], fraction: float) -> float:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from vlmopt.core.program import Program
 from vlmopt.core.workload import Outputs, Workload
+from vlmopt.tasks.answers import Answer, Query, Slice
 from vlmopt.tasks.dataset import Task
 from vlmopt.tasks.feeding import Feeder
 from vlmopt.tasks.kinds import (
@@ -38,6 +39,19 @@ class TaskWorkload(Workload, Protocol):
 
     def metrics(self, outputs: Outputs) -> dict[str, float]:
         """All metrics of the kind by name, in percent."""
+        ...
+
+    def queries(self) -> Sequence[Query]:
+        """What is asked of the model, as a person reads it: a query an item, but for retrieval one for every image and
+        one for every text."""
+        ...
+
+    def answers(self, outputs: Outputs) -> Sequence[Answer]:
+        """The answer to every query."""
+        ...
+
+    def slices(self, outputs: Outputs) -> Sequence[Slice]:
+        """Scores of the items that are alike, such as those of one label; slices may overlap."""
         ...
 
 

@@ -87,6 +87,39 @@ def ranks(images: Tensor, texts: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
     return image_ranks, text_ranks
 
 
+def nearest(images: Tensor, texts: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """The row of the text nearest to every image [n_images], and of the image nearest to every text [n_texts].
+
+    Of several that are equally near a wrong one counts, as it does for `ranks`; -1 where no similarity is a number.
+    """
+    lowest = float("-inf")
+    text_rows = torch.full((pairs.n_images,), -1)
+    text_best = torch.full((pairs.n_texts,), lowest, dtype=torch.float64)
+    for rows, similarity, belongs in _chunks(images, texts, pairs, 1.0):
+        similarity = similarity.nan_to_num(nan=lowest)
+        text_rows[rows] = _first_of_best(similarity, belongs, similarity.amax(1, keepdim=True), dim=1)
+        text_best = torch.maximum(text_best, similarity.amax(0))
+    image_rows, is_wrong = torch.full((pairs.n_texts,), -1), torch.zeros(pairs.n_texts, dtype=torch.bool)
+    for rows, similarity, belongs in _chunks(images, texts, pairs, 1.0):
+        similarity = similarity.nan_to_num(nan=lowest)
+        found = _first_of_best(similarity, belongs, text_best[None], dim=0)
+        is_wrong_here = (found >= 0) & ~belongs[found.clamp(min=0), torch.arange(pairs.n_texts)]
+        is_better = (found >= 0) & ((image_rows < 0) | (is_wrong_here & ~is_wrong))
+        image_rows[is_better] = found[is_better] + rows.start
+        is_wrong |= is_wrong_here
+    return text_rows, image_rows
+
+
+def _first_of_best(similarity: Tensor, belongs: Tensor, best: Tensor, *, dim: int) -> Tensor:
+    """The first index along `dim` whose similarity is the best and which is wrong, else the first of the best.
+
+    -1 where the best is not there, or no number.
+    """
+    is_best = (similarity == best) & torch.isfinite(best)
+    index = (2 * (is_best & ~belongs).int() + is_best.int()).argmax(dim)
+    return torch.where(is_best.any(dim), index, -1)
+
+
 def contrastive_losses(images: Tensor, texts: Tensor, pairs: Pairs, similarity: Similarity) -> Tensor:
     """Symmetric contrastive cross-entropy of every pair [n_pairs] over the whole pool.
 

@@ -102,21 +102,34 @@ def paired_difference(
         ValueError: there are no items, or not the same number on both sides.
     Source: McNemar 1947; Bonett and Price 2012, equation 5 (the difference of paired proportions, Laplace-adjusted).
     """
-    original, optimized = _scores(original_items), _scores(optimized_items)
-    if len(original) != len(optimized):
-        raise ValueError(f"{len(original)} items of the original, {len(optimized)} of the optimized model")
+    original, optimized = _paired(original_items, optimized_items)
     drops = original - optimized
     n_original, n_optimized = int((drops > 0).sum()), int((drops < 0).sum())
-    if _is_binary(original) and _is_binary(optimized) and not _has_groups(len(drops), groups):
+    if _are_hits(original, optimized, groups):
         p_value = mcnemar_p_value(n_original, n_optimized)
-        interval = _bonett_price(n_original, n_optimized, len(drops))
+    else:
+        p_value = _sign_flip_p_value(_by_group(drops, groups)[0], seed=seed)
+    interval = drop_interval(original, optimized, groups, seed=seed)
+    return PairedResult(100 * float(drops.mean()), interval, p_value, len(drops), n_original, n_optimized)
+
+
+def drop_interval(
+    original_items: ArrayLike, optimized_items: ArrayLike, groups: Sequence[str] | None = None, *, seed: int
+) -> Interval:
+    """The 95 % interval of what the optimized model loses on the same items, in points, as in `paired_difference`.
+
+    Raises:
+        ValueError: there are no items, or not the same number on both sides.
+    """
+    original, optimized = _paired(original_items, optimized_items)
+    drops = original - optimized
+    if _are_hits(original, optimized, groups):
+        interval = _bonett_price(int((drops > 0).sum()), int((drops < 0).sum()), len(drops))
     else:
         sums, sizes = _by_group(drops, groups)
-        p_value = _sign_flip_p_value(sums, seed=seed)
         is_flat = np.ptp(sums / sizes) == 0 and float(drops.mean()) == 0
         interval = _bonett_price(0, 0, len(sums)) if is_flat else bootstrap_interval(drops, groups, seed=seed)
-    points = (100 * interval[0], 100 * interval[1])
-    return PairedResult(100 * float(drops.mean()), points, p_value, len(drops), n_original, n_optimized)
+    return 100 * interval[0], 100 * interval[1]
 
 
 def mcnemar_p_value(n_only_original: int, n_only_optimized: int) -> float:
@@ -143,6 +156,18 @@ def _scores(items: ArrayLike) -> Values:
     if not np.isfinite(scores).all():
         raise ValueError("item scores hold numbers that are not finite")
     return scores
+
+
+def _paired(original_items: ArrayLike, optimized_items: ArrayLike) -> tuple[Values, Values]:
+    original, optimized = _scores(original_items), _scores(optimized_items)
+    if len(original) != len(optimized):
+        raise ValueError(f"{len(original)} items of the original, {len(optimized)} of the optimized model")
+    return original, optimized
+
+
+def _are_hits(original: Values, optimized: Values, groups: Sequence[str] | None) -> bool:
+    """Whether these are independent hits and misses."""
+    return _is_binary(original) and _is_binary(optimized) and not _has_groups(len(original), groups)
 
 
 def _is_binary(scores: Values) -> bool:

@@ -15,7 +15,8 @@ from vlmopt.core.workload import Feed
 from vlmopt.rundir import CHECKSUM
 from vlmopt.verify.parity import Gate, check_file
 from vlmopt.workflow.evaluating import evaluate_artifact
-from vlmopt.workflow.publishing import CASES, time_sessions
+from vlmopt.workflow.publishing import CASES
+from vlmopt.workflow.timing import time_sessions
 
 
 def verify_artifact(path: Path, *, task: str | None = None, progress: Progress | None = None) -> dict[str, Any]:

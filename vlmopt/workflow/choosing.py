@@ -8,14 +8,22 @@ from pathlib import Path
 
 from vlmopt.core.contract import Plan, Site
 from vlmopt.core.program import Program
-from vlmopt.planning.choice import Candidate, Choice, choose
+from vlmopt.planning.choice import Candidate, choose
 from vlmopt.planning.meter import CutMeter
 from vlmopt.profiling.document import Profile, check_profile, read_profile
 from vlmopt.recipe.schema import Recipe
 from vlmopt.workflow.opening import LazyOutputs, OpenedTask
 from vlmopt.workflow.profiling import checkpoint_in, make_estimator, measure_profile
-from vlmopt.workflow.publishing import PROFILE_WORK
 from vlmopt.workflow.refusing import without_budget
+from vlmopt.workflow.remembering import (
+    MeasuredChoice,
+    choice_key,
+    keep_choice,
+    keep_profile,
+    kept_choice,
+    kept_profile,
+    profile_folder,
+)
 from vlmopt.workflow.run_state import RunState
 
 # Fitting and checking a cut while planning uses at most so many samples of each split; the final fit uses all.
@@ -29,7 +37,8 @@ def choose_sites(state: RunState, program: Program, plan: Plan) -> list[Site]:
         raise without_budget()
     profile = _profile(state, state.bound)
     state.importance.update(profile.importance())
-    choice = _searched(state, state.bound, program, _worth_cutting(state, program, plan), max_drop)
+    measured = _choice(state, state.bound, program, worth_cutting(state.recipe, program, plan), max_drop)
+    choice, state.choice, state.choice_items = measured.choice, measured.choice, measured.n_items
     trials = [
         {"order": t.order, "n_cut": t.n_cut, "macs": t.macs, **asdict(t.measurement), "is_accepted": t.is_accepted}
         for t in choice.trials
@@ -39,9 +48,9 @@ def choose_sites(state: RunState, program: Program, plan: Plan) -> list[Site]:
     return [site for site in plan.sites if site.name in chosen]
 
 
-def _worth_cutting(state: RunState, program: Program, plan: Plan) -> Plan:
+def worth_cutting(recipe: Recipe, program: Program, plan: Plan) -> Plan:
     """The plan without sites in components that the recipe evaluates at compile time: cutting those saves nothing."""
-    if all(step.name != "fold-fixed-inputs" for step in state.recipe.passes):
+    if all(step.name != "fold-fixed-inputs" for step in recipe.passes):
         return plan
     folded = {
         name
@@ -56,18 +65,25 @@ def _profile(state: RunState, bound: OpenedTask) -> Profile:
         return state.profile
     settings = state.recipe.profile
     limit = _least(settings.num_samples, state.recipe.num_samples)
-    layers = any(step.name == "skip-layers" for step in state.recipe.passes)
+    with_layers = any(step.name == "skip-layers" for step in state.recipe.passes)
+    workload = bound.source.workload(bound.program, "profile", limit=limit)
+    folder = profile_folder(state, bound, workload.fingerprint, with_layers=with_layers)
+    state.profile = kept_profile(folder)
+    if state.profile is not None:
+        state.progress.message("profile: taken up from an earlier run")
+        return state.profile
     state.profile = measure_profile(
         state.original,
         bound.task,
-        bound.source.workload(bound.program, "profile", limit=limit),
-        make_estimator(settings.estimator, settings.scoring, with_layers=layers),
+        workload,
+        make_estimator(settings.estimator, settings.scoring, with_layers=with_layers),
         scoring=settings.scoring,
         seed=state.recipe.seed,
         dtype=state.recipe.dtype,
-        checkpoint=checkpoint_in(state.run.work(f"{PROFILE_WORK}/batches")),
+        checkpoint=checkpoint_in(folder / "batches"),
         progress=state.progress,
     )
+    keep_profile(folder, state.profile)
     return state.profile
 
 
@@ -86,19 +102,28 @@ def given_profile(recipe: Recipe, bound: OpenedTask) -> Profile | None:
     return profile
 
 
-def _searched(state: RunState, bound: OpenedTask, program: Program, plan: Plan, max_drop: float) -> Choice:
+def _choice(state: RunState, bound: OpenedTask, program: Program, plan: Plan, max_drop: float) -> MeasuredChoice:
+    """What an earlier try chose for this very program and budget, or what a search finds now."""
     limit = _least(PLANNING_SAMPLES, state.recipe.num_samples)
     fit = bound.source.workload(program, "profile", limit=limit)
     check = bound.source.workload(program, "validation", limit=limit)
+    key = choice_key(state, bound, program, plan, workloads=[fit.fingerprint, check.fingerprint])
+    measured = kept_choice(state.run, key)
+    if measured is not None:
+        state.progress.message(f"plan: taken up from an earlier run ({len(measured.choice.names)} sites)")
+        return measured
     reference = LazyOutputs(state.reference, fit, progress=state.progress)
     branches = {site.name: frozenset(f"{site.component}/{name}" for name in site.target) for site in plan.sites}
     with state.progress.stage("plan"):
         meter = CutMeter(program, fit, check, reference, progress=state.progress, seed=state.recipe.seed)
-        return choose(
+        choice = choose(
             _candidates(plan, state.importance),
             lambda cuts: meter.measure([frozenset().union(*(branches[name] for name in cut)) for cut in cuts]),
             max_drop=max_drop,
         )
+    measured = MeasuredChoice(choice, fit.n_items + check.n_items)
+    keep_choice(state.run, key, measured)
+    return measured
 
 
 def _candidates(plan: Plan, importance: Mapping[str, float]) -> list[Candidate]:

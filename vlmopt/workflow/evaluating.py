@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmopt.core.errors import ArtifactError, TaskError
+from vlmopt.core.errors import TaskError
 from vlmopt.core.manifest import MANIFEST, ComponentEntry, Manifest, read_manifest
 from vlmopt.core.program import Assembly, Component, Dim, ModelSource, Program, Similarity, TensorSpec
 from vlmopt.core.progress import Progress, Silent
@@ -75,7 +75,7 @@ def evaluate_artifact(path: Path, task: str, *, progress: Progress) -> dict[str,
 def _recorded(path: Path) -> float | None:
     report = path / REPORT_JSON
     if not report.is_file():
-        raise ArtifactError(str(path), f"has no {REPORT_JSON}")
+        return None  # a state that `vlmopt bisect` made for its check
     metric = json.loads(report.read_text(encoding="utf-8"))["result"]["metric"]
     return None if metric is None else float(metric["optimized"])
 

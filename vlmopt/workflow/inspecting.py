@@ -13,6 +13,7 @@ from vlmopt.graph.branches import find_branches
 from vlmopt.graph.costing import component_cost, nodes_cost, peak_activation_bytes
 from vlmopt.preprocess import Preprocessor
 from vlmopt.workflow.opening import check_device, open_model, open_task
+from vlmopt.workflow.picturing import Picture, check_picture, write_picture
 
 
 def inspect_model(
@@ -23,22 +24,36 @@ def inspect_model(
     dtype: str = "float32",
     allow_pickle: bool = False,
     with_weights: bool = True,
+    picture: Picture | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Components, branches and their cost, as plain data.
+    """Components, branches and their cost, as plain data; with `picture`, drawn into a file too.
 
     Without weights only config.json is read. With a task the program is the one bound to it.
     """
     show = progress or Silent()
+    if picture is not None:
+        check_picture(picture)
     check_device(device)
     if task is not None:
         opened = open_model(model, device=device, dtype=dtype, allow_pickle=allow_pickle, progress=show)
-        return describe(open_task(opened, task, seed=0, progress=show).program)
-    with show.stage("capture"):
-        size = _processor_size(model)
-        return describe(
-            capture(model, image=size, device=device, dtype=dtype, allow_pickle=allow_pickle, with_weights=with_weights)
-        )
+        program = open_task(opened, task, seed=0, progress=show).program
+    else:
+        with show.stage("capture"):
+            program = capture(
+                model,
+                image=_processor_size(model),
+                device=device,
+                dtype=dtype,
+                allow_pickle=allow_pickle,
+                with_weights=with_weights,
+            )
+    found = describe(program)
+    if picture is not None:
+        rows = {name: part["branches"] for name, part in found["components"].items()}
+        with show.stage("drawing"):
+            write_picture(program, rows, picture, has_weights=with_weights or task is not None)
+    return found
 
 
 def _processor_size(model: str) -> tuple[int, int] | None:

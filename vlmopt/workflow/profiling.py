@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import platform
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from vlmopt import __version__
+from vlmopt.core.machine import versions
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Progress, Silent
 from vlmopt.graph.branches import find_branches
@@ -164,12 +163,6 @@ def checkpoint_in(folder: Path) -> Checkpoint:
         return values
 
     return checkpoint
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything that can change a number."""
-    names = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def digest(values: list[Any]) -> str:

@@ -12,6 +12,7 @@ from vlmopt.core.ledger import Ledger
 from vlmopt.core.program import Component, Program
 from vlmopt.core.progress import Progress
 from vlmopt.core.workload import Feed
+from vlmopt.planning.choice import Choice
 from vlmopt.profiling.document import Profile
 from vlmopt.recipe.schema import Recipe
 from vlmopt.rundir import RunDirectory
@@ -27,7 +28,8 @@ class RunState:
     """`original` is the program everything is compared with, and `fit` the profile split for it.
 
     `reference` is the original as exact and close passes left it before the first cut: what heads without labels are
-    fitted to reproduce.
+    fitted to reproduce. `choice` is what the planner chose last, measured on `choice_items` items; None where the
+    recipe names every site.
     """
 
     recipe: Recipe
@@ -39,6 +41,8 @@ class RunState:
     fit: TaskWorkload | None = None
     profile: Profile | None = None
     importance: dict[str, float] = field(default_factory=dict)
+    choice: Choice | None = None
+    choice_items: int = 0
     gates: list[Gate] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     _original: Program | None = None
@@ -80,14 +84,19 @@ class RunState:
 
     def sample_feeds(self, program: Program) -> dict[str, Feed]:
         """A few real samples for every component; random inputs of the right shapes where there is no task."""
-        feeds: dict[str, Feed] = {}
-        for name, component in program.components.items():
-            if self.fit is not None and name in self.fit.feeds:
-                first = self.fit.feeds[name][0]
-                feeds[name] = {key: value[:PARITY_BATCH] for key, value in first.items()}
-            else:
-                feeds[name] = random_feed(component, program, seed=self.recipe.seed)
-        return feeds
+        return sample_feeds(program, self.fit, seed=self.recipe.seed)
+
+
+def sample_feeds(program: Program, fit: TaskWorkload | None, *, seed: int) -> dict[str, Feed]:
+    """A few samples of the workload for every component; random inputs of the right shapes where it has none."""
+    feeds: dict[str, Feed] = {}
+    for name, component in program.components.items():
+        if fit is not None and name in fit.feeds:
+            first = fit.feeds[name][0]
+            feeds[name] = {key: value[:PARITY_BATCH] for key, value in first.items()}
+        else:
+            feeds[name] = random_feed(component, program, seed=seed)
+    return feeds
 
 
 def random_feed(component: Component, program: Program, *, seed: int) -> Feed:

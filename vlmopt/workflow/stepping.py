@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
-from vlmopt.core.contract import Context, Pass, Promise
+from vlmopt.core.contract import Context, Pass, Plan, Promise, Site
 from vlmopt.core.errors import GateError
+from vlmopt.core.guarding import DEFAULT_TIME_LIMIT_S
 from vlmopt.core.program import Program
 from vlmopt.rewrite.pipeline import Observer, StepResult, run_step
 from vlmopt.tuning.closed_form import recover_heads
@@ -16,28 +18,38 @@ from vlmopt.workflow.run_state import RunState
 
 
 def run_passes(
-    state: RunState, passes: Sequence[Pass], *, observers: Sequence[Observer] = (), fuel: int | None = None
+    state: RunState,
+    passes: Sequence[Pass],
+    *,
+    observers: Sequence[Observer] = (),
+    fuel: int | None = None,
+    time_limit_s: float = DEFAULT_TIME_LIMIT_S,
 ) -> list[StepResult]:
     """Runs the passes on the original of `state` and leaves the result in it.
 
     Args:
-        fuel: largest number of sites to apply, over all passes together.
+        fuel: largest number of sites to apply, over all passes together; the recipe's `max_sites` holds beside it.
+        time_limit_s: for each call of a pass.
 
     Raises:
         GateError: a pass broke its promise.
+        PassError: a pass failed, or broke its contract.
     """
     program, steps = state.original, list[StepResult]()
     state.reference = state.original
+    limits = [limit for limit in (fuel, state.recipe.max_sites) if limit is not None]
     for number, pass_ in enumerate(passes, 1):
+        left = None if not limits else max(0, min(limits) - sum(len(done.applied) for done in steps))
         with state.progress.stage(f"pass {pass_.name}"), state.ledger.timed(f"20-passes/{number:02d}-{pass_.name}"):
             result = run_step(
                 program,
                 pass_,
                 Context(importance=state.importance, seed=state.recipe.seed),
                 step=number,
-                choose=lambda current, plan: choose_sites(state, current, plan),
-                fuel=None if fuel is None else fuel - sum(len(done.applied) for done in steps),
+                choose=partial(_chosen, state, left),
+                fuel=left,
                 observers=observers,
+                time_limit_s=time_limit_s,
             )
             steps.append(result)
             _note(state, result)
@@ -47,6 +59,10 @@ def run_passes(
                 state.reference = program
     state.optimized = program
     return steps
+
+
+def _chosen(state: RunState, fuel: int | None, program: Program, plan: Plan) -> list[Site]:
+    return [] if fuel == 0 else choose_sites(state, program, plan)  # a search for what cannot be cut is spared
 
 
 def _note(state: RunState, result: StepResult) -> None:

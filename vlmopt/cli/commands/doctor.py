@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import sys
@@ -16,6 +15,7 @@ from vlmopt import __version__
 from vlmopt.cli import options
 from vlmopt.cli.display import show_json
 from vlmopt.core.errors import EXIT_ERROR
+from vlmopt.core.machine import memory_bytes, n_cores
 
 _EXTRA_OF = {"datasets": "hub", "resvg-py": "examples"}
 
@@ -97,10 +97,9 @@ def _torchvision() -> Check:
 
 
 def _machine() -> list[Check]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    checks = [Check("cores", f"{cores} ({platform.machine()}, {platform.system()})")]
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    checks = [Check("cores", f"{n_cores()} ({platform.machine()}, {platform.system()})")]
+    memory = memory_bytes()
+    if memory:
         checks.append(Check("memory", f"{memory / 2**30:.1f} GiB"))
     free = shutil.disk_usage(Path.cwd()).free
     is_enough = free > 2**30

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -18,6 +19,25 @@ from vlmopt.cli.display import make_progress, show, show_json
 @click.option("--device", default="cpu", show_default=True, help="Where torch computes: cpu, cuda, cuda:1.")
 @click.option("--dtype", type=click.Choice(options.DTYPES), default="float32", show_default=True, help="Number format.")
 @options.allow_pickle()
+@click.option(
+    "--graph",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Draw the model into this file; its ending says how: .html, .svg or .dot (Graphviz).",
+)
+@click.option(
+    "--level",
+    type=click.Choice(("branch", "node")),
+    help="What to draw: residual branches, or every operation.  [default: branch]",
+)
+@click.option("--component", metavar="NAME", help="Draw this component only.  [default: all]")
+@click.option(
+    "--profile",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Colour branches by the importance that `vlmopt profile` measured.  [default: by their share of MACs]",
+)
+@options.force("Replace the file of --graph.")
 @options.as_json()
 @options.common
 @click.pass_context
@@ -31,17 +51,27 @@ def command(
     device: str,
     dtype: str,
     allow_pickle: bool,
+    graph: Path | None,
+    level: str | None,
+    component: str | None,
+    profile: Path | None,
+    force: bool,
     is_json: bool,
 ) -> None:
     """Show a model's components and residual branches with their costs.
 
     \b
-    Example: vlmopt inspect openai/clip-vit-base-patch32
+    Examples: vlmopt inspect openai/clip-vit-base-patch32
+              vlmopt inspect openai/clip-vit-base-patch32 --graph branches.html
+              vlmopt inspect models/clip --graph operations.svg --level node --component image_encoder
 
     The names of the branches are those that recipes and passes take.
     """
+    _refuse_without_graph(graph, level=level, component=component, profile=profile, force=force or None)
     from vlmopt import workflow
+    from vlmopt.workflow.picturing import Picture
 
+    picture = None if graph is None else Picture(graph, level or "branch", component, profile, force)
     found = workflow.inspect_model(
         model,
         task=task,
@@ -49,12 +79,22 @@ def command(
         dtype=dtype,
         allow_pickle=allow_pickle,
         with_weights=with_weights,
+        picture=picture,
         progress=make_progress(options.settings_of(ctx)),
     )
     if is_json:
         show_json(_brief(found))
-        return
-    _show(model, found)
+    else:
+        _show(model, found)
+    if graph is not None and options.settings_of(ctx).verbosity >= 0:
+        click.echo(f"drawn in {graph}", err=True)
+
+
+def _refuse_without_graph(graph: Path | None, **given: object) -> None:
+    """Options of the picture say nothing without one."""
+    names = [f"--{name}" for name, value in given.items() if value is not None]
+    if graph is None and names:
+        raise click.UsageError(f"{names[0]} needs --graph FILE, the picture that it is about")
 
 
 def _brief(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from vlmopt.cli import options
 from vlmopt.cli.display import make_progress, show, show_json
-
-if TYPE_CHECKING:
-    from vlmopt.recipe import Recipe
+from vlmopt.cli.explained import run_explain
+from vlmopt.cli.recipes import recipe_of
+from vlmopt.cli.watching import choose_steps, make_watch, split_switches, switches
 
 
 @click.command("optimize", short_help="Compile a model for one task into a smaller, faster, verified artifact.")
@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 @options.threads()
 @options.pass_dir()
 @options.allow_pickle()
-@click.option("--dry-run", is_flag=True, help="Show what would be done, and write nothing.")
-@options.force()
+@switches
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and write nothing; as `vlmopt explain` does.")
+@options.force("Replace the output, once the new one is complete; and the graphs of --dump-graph.")
 @options.as_json()
 @options.common
 @click.pass_context
@@ -52,7 +53,7 @@ def command(
     dry_run: bool,
     force: bool,
     is_json: bool,
-    **overrides: object,
+    **given: Any,
 ) -> None:
     """Compile a model for one task into a smaller, faster, verified artifact.
 
@@ -60,20 +61,24 @@ def command(
     Example: vlmopt optimize -m openai/clip-vit-base-patch32 -t tasks/style -o out --max-drop 1
 
     Options given here win over those of the recipe; the defaults hold where neither says anything. A failed gate exits
-    with 3 and leaves nothing under the output's name.
+    with 3 and leaves nothing under the output's name. --skip, --stop-after and --limit change the recipe, and so the
+    artifact; --print-*, --why, --dump-graph and --verify-each only watch.
     """
     _refuse_early(ctx, model or recipe, output, dry_run=dry_run, force=force)
-    resolved = _recipe(recipe, {"model": model, "task": task, **overrides})
+    asked, overrides = split_switches(given)
+    chosen = choose_steps(recipe_of(recipe, {"model": model, "task": task, **overrides}), asked)
     options.set_threads(threads)
+    if dry_run:
+        run_explain(ctx, chosen, asked, force=force, is_json=is_json)
+        return
     from vlmopt import workflow
 
-    progress = make_progress(options.settings_of(ctx))
-    report = workflow.optimize(resolved, output or Path("out"), force=force, dry_run=dry_run, progress=progress)
+    settings, watch = options.settings_of(ctx), make_watch(asked, chosen, force=force)
+    place = output or Path("out")
+    report = workflow.optimize(chosen.recipe, place, force=force, watch=watch, progress=make_progress(settings))
     if is_json:
         show_json(report)
-    elif dry_run:
-        _show_plan(report)
-    elif options.settings_of(ctx).verbosity >= 0:
+    elif settings.verbosity >= 0:
         from vlmopt.report import render_terminal
 
         show(render_terminal(report), f"\nwritten to {output}")
@@ -92,24 +97,3 @@ def _refuse_early(
     if output is None:
         raise click.UsageError("Missing option '-o' / '--output'.", ctx)
     refuse_existing(output, force=force)
-
-
-def _recipe(file: Path | None, given: dict[str, object]) -> Recipe:
-    from vlmopt.recipe import default_recipe, load_recipe
-
-    keys = {"max_drop": "budgets.max_drop", "profile_file": "profile.file"}
-    changes: dict[str, object] = {}
-    for name, value in given.items():
-        if isinstance(value, tuple):
-            value = [str(item) if isinstance(item, Path) else item for item in value] or None
-        if value is not None and value is not False:  # what was not typed does not override the recipe
-            changes[keys.get(name, name)] = value
-    if file is not None:
-        return load_recipe(file, changes)
-    return default_recipe(str(changes.pop("model")), changes=changes)
-
-
-def _show_plan(report: dict[str, object]) -> None:
-    from vlmopt.cli.generic import lines_of
-
-    show(*lines_of(report))

@@ -1,4 +1,4 @@
-"""`vlmopt passes`: which passes there are, and what one of them does."""
+"""`vlmopt passes`: which passes there are, what one does, whether it keeps its word, and how to begin another."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from pathlib import Path
 import click
 
 from vlmopt.cli import options
+from vlmopt.cli.commands.passes_check import check
+from vlmopt.cli.commands.passes_new import new_pass
+from vlmopt.cli.commands.passes_show import show_pass
 from vlmopt.cli.display import show_json
+from vlmopt.core.errors import EXIT_ERROR, EXIT_OK
 
 
-@click.group("passes", short_help="List the passes, or show one.")
+@click.group("passes", short_help="List and show passes, check them, or begin a new one.")
 def command() -> None:
-    """List the passes, or show one.
+    """List and show passes, check them, or begin a new one.
 
     \b
     Example: vlmopt passes show skip-branches
@@ -23,53 +27,34 @@ def command() -> None:
 @options.pass_dir()
 @options.as_json()
 @options.common
-def list_passes(pass_dirs: tuple[Path, ...], *, is_json: bool) -> None:
+def list_passes(pass_dirs: tuple[Path, ...], *, is_json: bool) -> int:
     """List all passes with their promises.
 
     \b
     Example: vlmopt passes list --pass-dir my_passes
-    """
-    from vlmopt.registry import find_passes
 
-    found = find_passes(pass_dirs).values()
+    Plugins that cannot be used are listed after the others, with the reason; then the exit code is 1. Commands that do
+    not name them work on.
+    """
+    from vlmopt.registry import survey
+
+    found = survey(pass_dirs)
+    passes = found.passes.values()
     if is_json:
-        facts = [{"name": p.name, "promise": p.promise.value, "summary": p.summary, "origin": p.origin} for p in found]
-        show_json({"passes": facts})
-        return
-    width = max((len(info.name) for info in found), default=0)
-    for info in found:
+        rows = [{"name": p.name, "promise": p.promise.value, "summary": p.summary, "origin": p.origin} for p in passes]
+        broken = [{"name": b.name, "origin": b.origin, "error": b.error.one_line()} for b in found.broken]
+        show_json({"passes": rows, "broken": broken})
+        return EXIT_ERROR if broken else EXIT_OK
+    width = max((len(info.name) for info in passes), default=0)
+    for info in passes:
         click.echo(f"{info.name:{width}}  {info.promise.value:5}  {info.summary}")
-    if not found:
+    if not passes:
         click.echo("no passes are installed; pip install -e . registers those of vlmopt", err=True)
+    for entry in found.broken:
+        click.secho(f"error: cannot be used: {entry.name}: {entry.error.one_line()}", fg="red", err=True)
+    return EXIT_ERROR if found.broken else EXIT_OK
 
 
-@command.command("show", short_help="Show one pass: its options, facts and specification.")
-@click.argument("name")
-@options.pass_dir()
-@options.as_json()
-@options.common
-def show_pass(name: str, pass_dirs: tuple[Path, ...], *, is_json: bool) -> None:
-    """Show one pass: its options, facts and specification.
-
-    \b
-    Example: vlmopt passes show skip-branches
-    """
-    from vlmopt.registry import describe_pass
-
-    found = describe_pass(name, pass_dirs)
-    facts = {"requires": found.requires, "produces": found.produces, "breaks": found.breaks}
-    if is_json:
-        chosen = [vars(option) for option in found.options]
-        origin = {"promise": found.info.promise.value, "origin": found.info.origin, "file": str(found.info.file)}
-        show_json({"name": name, **origin, **facts, "options": chosen, "specification": found.specification})
-        return
-    click.echo(f"{name}: {found.info.summary}\n")
-    click.echo(f"promise   {found.info.promise.value}")
-    for label, names in facts.items():
-        click.echo(f"{label:9} {', '.join(names) or 'none'}")
-    click.echo(f"origin    {found.info.origin} ({found.info.file})")
-    click.echo("\noptions" if found.options else "\noptions   none")
-    for option in found.options:
-        default = "required" if option.is_required else f"default {option.default!r}"
-        click.echo(f"  {option.name}: {option.type}  [{default}]")
-    click.echo(f"\n{found.specification}")
+command.add_command(show_pass)
+command.add_command(check)
+command.add_command(new_pass)

@@ -13,6 +13,7 @@ from vlmopt.core.errors import TaskError
 from vlmopt.core.program import Assembly, Component, Program
 from vlmopt.core.workload import Feed, Outputs
 from vlmopt.graph.head import append_head, find_head, fitted_linear, head_module, replace_head
+from vlmopt.tasks.answers import Answer, Query, Slice, label_answers, label_queries, label_slices
 from vlmopt.tasks.dataset import Task
 from vlmopt.tasks.feeding import Feeder, reads_images, reads_texts
 from vlmopt.tasks.scoring import cross_entropy, is_right, percent
@@ -81,7 +82,8 @@ class ImageClassification:
     feeds: Mapping[str, Sequence[Feed]]
     component: str
     targets: Tensor  # [n]
-    n_labels: int
+    labels: Sequence[str]
+    samples: Sequence[Sample]
     item_groups: Sequence[str]
     metric: str = "accuracy"
 
@@ -95,10 +97,19 @@ class ImageClassification:
         return {self.metric: percent(self.item_scores(outputs))}
 
     def head_targets(self, component: str, reference: Outputs) -> Tensor | None:
-        return F.one_hot(self.targets, self.n_labels).double() if component == self.component else None
+        return F.one_hot(self.targets, len(self.labels)).double() if component == self.component else None
 
     def groups(self, component: str) -> Sequence[str]:
         return self.item_groups
+
+    def queries(self) -> Sequence[Query]:
+        return label_queries(self.samples)
+
+    def answers(self, outputs: Outputs) -> Sequence[Answer]:
+        return label_answers(outputs[self.component], self.targets, self.labels)
+
+    def slices(self, outputs: Outputs) -> Sequence[Slice]:
+        return label_slices(self.samples, self.item_scores(outputs))
 
 
 def workload(program: Program, task: Task, samples: Sequence[Sample], feeder: Feeder) -> ImageClassification:
@@ -111,6 +122,7 @@ def workload(program: Program, task: Task, samples: Sequence[Sample], feeder: Fe
         feeds={name: feeder.feeds(program, program.components[name], images=images, texts=())},
         component=name,
         targets=torch.tensor([program.labels.index(sample.label) for sample in samples]),
-        n_labels=len(program.labels),
+        labels=program.labels,
+        samples=samples,
         item_groups=[sample.group for sample in samples],
     )

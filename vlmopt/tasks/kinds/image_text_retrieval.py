@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -10,12 +10,14 @@ from torch import Tensor
 from vlmopt.core.errors import TaskError
 from vlmopt.core.program import Assembly, Program, Similarity
 from vlmopt.core.workload import Feed, Outputs
+from vlmopt.tasks.answers import NO_ANSWER, Answer, Query, Slice
 from vlmopt.tasks.dataset import Task
 from vlmopt.tasks.feeding import Feeder, reads_images, reads_texts
-from vlmopt.tasks.scoring import Pairs, contrastive_losses, percent, ranks, unit
+from vlmopt.tasks.scoring import Pairs, contrastive_losses, nearest, percent, ranks, unit
 from vlmopt.tasks.splits import Sample
 
 CUTS = (1, 5, 10)
+_FIND_TEXT, _FIND_IMAGE = "image to text", "text to image"
 
 
 def encoders(program: Program, task: Task) -> tuple[str, str, Similarity]:
@@ -62,12 +64,13 @@ class ImageTextRetrieval:
     item_groups: Sequence[str]
     row_groups: Mapping[str, Sequence[str]]
     metric: str
+    samples: Sequence[Sample]  # one a pair
 
     def losses(self, outputs: Outputs) -> Tensor:
         return contrastive_losses(*self._embeddings(outputs), self.pairs, self.similarity)
 
     def item_scores(self, outputs: Outputs) -> Tensor:
-        return self._scores(*ranks(*self._embeddings(outputs), self.pairs), k=int(self.metric.partition("@")[2]))
+        return self._scores(*ranks(*self._embeddings(outputs), self.pairs), k=self._cut)
 
     def metrics(self, outputs: Outputs) -> dict[str, float]:
         image_ranks, text_ranks = ranks(*self._embeddings(outputs), self.pairs)
@@ -82,12 +85,68 @@ class ImageTextRetrieval:
     def groups(self, component: str) -> Sequence[str]:
         return self.row_groups[component]
 
+    def queries(self) -> Sequence[Query]:
+        """Every image asks for its text, then every text for its image."""
+        by_image = _partners((sample.image.name, sample.text) for sample in self.samples)
+        by_text = _partners((sample.text, sample.image.name) for sample in self.samples)
+        pictures = {sample.image.name: sample.image for sample in self.samples}
+        groups = self.row_groups[self.image_component], self.row_groups[self.text_component]
+        queries = [
+            Query(name, "", _listed(texts), pictures[name], _FIND_TEXT, group)
+            for (name, texts), group in zip(by_image.items(), groups[0], strict=True)
+        ]
+        return queries + [
+            Query(text, text, _listed(names), pictures[names[0]], _FIND_IMAGE, group)
+            for (text, names), group in zip(by_text.items(), groups[1], strict=True)
+        ]
+
+    def answers(self, outputs: Outputs) -> Sequence[Answer]:
+        """The first match of every query; it is right where a right one is among the first k."""
+        embeddings = self._embeddings(outputs)
+        images = list(dict.fromkeys(sample.image.name for sample in self.samples))
+        texts = list(dict.fromkeys(sample.text for sample in self.samples))
+        directions = zip(ranks(*embeddings, self.pairs), nearest(*embeddings, self.pairs), (texts, images), strict=True)
+        return [
+            self._answer(names[first] if first >= 0 else NO_ANSWER, rank)
+            for found, firsts, names in directions
+            for rank, first in zip(found.int().tolist(), firsts.tolist(), strict=True)
+        ]
+
+    def slices(self, outputs: Outputs) -> Sequence[Slice]:
+        """Both directions of the search, every pair in each."""
+        image_ranks, text_ranks = ranks(*self._embeddings(outputs), self.pairs)
+        rows = range(self.n_items)
+        return [
+            Slice(_FIND_TEXT, rows, (image_ranks < self._cut).double()[self.pairs.image]),
+            Slice(_FIND_IMAGE, rows, (text_ranks < self._cut).double()[self.pairs.text]),
+        ]
+
+    @property
+    def _cut(self) -> int:
+        return int(self.metric.partition("@")[2])
+
+    def _answer(self, first: str, rank: int) -> Answer:
+        note = "" if self._cut == 1 else f"the first right one comes at place {rank + 1}"
+        return Answer(first, rank < self._cut, note)
+
     def _embeddings(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
         return outputs[self.image_component], outputs[self.text_component]
 
     def _scores(self, image_ranks: Tensor, text_ranks: Tensor, *, k: int) -> Tensor:
         hits = (image_ranks < k).double()[self.pairs.image] + (text_ranks < k).double()[self.pairs.text]
         return hits / 2
+
+
+def _partners(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for first, second in pairs:
+        found.setdefault(first, []).append(second)
+    return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first name, and how many more are right."""
+    return names[0] if len(names) == 1 else f"{names[0]} (or one of {len(names) - 1} more)"
 
 
 def workload(program: Program, task: Task, samples: Sequence[Sample], feeder: Feeder) -> ImageTextRetrieval:
@@ -117,4 +176,5 @@ def workload(program: Program, task: Task, samples: Sequence[Sample], feeder: Fe
             text_component: [by_text[text].group for text in texts],
         },
         metric=task.specification.headline,
+        samples=unique,
     )

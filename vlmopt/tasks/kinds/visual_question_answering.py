@@ -12,6 +12,7 @@ from torch import Tensor
 from vlmopt.core.errors import TaskError
 from vlmopt.core.program import Assembly, Program
 from vlmopt.core.workload import Feed, Outputs
+from vlmopt.tasks.answers import Answer, Query, Slice, label_answers, label_queries, question_slices
 from vlmopt.tasks.dataset import Task
 from vlmopt.tasks.feeding import Feeder, reads_images, reads_texts
 from vlmopt.tasks.scoring import cross_entropy, is_right, percent
@@ -62,6 +63,8 @@ class VisualQuestionAnswering:
     feeds: Mapping[str, Sequence[Feed]]
     component: str
     targets: Tensor  # [n]
+    labels: Sequence[str]
+    samples: Sequence[Sample]
     item_groups: Sequence[str]
     metric: str = "accuracy"
 
@@ -80,6 +83,15 @@ class VisualQuestionAnswering:
     def groups(self, component: str) -> Sequence[str]:
         return self.item_groups
 
+    def queries(self) -> Sequence[Query]:
+        return label_queries(self.samples)
+
+    def answers(self, outputs: Outputs) -> Sequence[Answer]:
+        return label_answers(outputs[self.component], self.targets, self.labels)
+
+    def slices(self, outputs: Outputs) -> Sequence[Slice]:
+        return question_slices(self.samples, self.item_scores(outputs))
+
 
 def workload(program: Program, task: Task, samples: Sequence[Sample], feeder: Feeder) -> VisualQuestionAnswering:
     """The workload of these samples; `program` comes from `bind`, whatever passes did to it since."""
@@ -91,5 +103,7 @@ def workload(program: Program, task: Task, samples: Sequence[Sample], feeder: Fe
         feeds={name: feeder.feeds(program, program.components[name], images=images, texts=questions)},
         component=name,
         targets=torch.tensor([program.labels.index(sample.label) for sample in samples]),
+        labels=program.labels,
+        samples=samples,
         item_groups=[sample.group for sample in samples],
     )

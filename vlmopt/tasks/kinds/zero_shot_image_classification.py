@@ -11,6 +11,7 @@ from torch import Tensor
 from vlmopt.core.program import Program, Similarity
 from vlmopt.core.workload import Feed, Outputs
 from vlmopt.graph.similarity import class_embeddings, similarity_logits
+from vlmopt.tasks.answers import Answer, Query, Slice, label_answers, label_queries, label_slices
 from vlmopt.tasks.dataset import Task
 from vlmopt.tasks.feeding import Batches, Feeder, reads_images
 from vlmopt.tasks.kinds.image_text_retrieval import encoders
@@ -52,7 +53,8 @@ class ZeroShotImageClassification:
     text_component: str | None
     similarity: Similarity
     targets: Tensor  # [n]
-    n_labels: int
+    labels: Sequence[str]
+    samples: Sequence[Sample]
     item_groups: Sequence[str]
     text_groups: Sequence[str]
     metric: str = "accuracy"
@@ -75,12 +77,21 @@ class ZeroShotImageClassification:
     def groups(self, component: str) -> Sequence[str]:
         return self.text_groups if component == self.text_component else self.item_groups
 
+    def queries(self) -> Sequence[Query]:
+        return label_queries(self.samples)
+
+    def answers(self, outputs: Outputs) -> Sequence[Answer]:
+        return label_answers(self._logits(outputs), self.targets, self.labels)
+
+    def slices(self, outputs: Outputs) -> Sequence[Slice]:
+        return label_slices(self.samples, self.item_scores(outputs))
+
     def _logits(self, outputs: Outputs) -> Tensor:
         if len(outputs) == 1:
             (logits,) = outputs.values()
             return logits.double()
         others = [value for name, value in outputs.items() if name != self.image_component]
-        classes = class_embeddings(others[0].double(), self.n_labels)
+        classes = class_embeddings(others[0].double(), len(self.labels))
         return similarity_logits(outputs[self.image_component].double(), classes, self.similarity)
 
 
@@ -101,7 +112,8 @@ def workload(program: Program, task: Task, samples: Sequence[Sample], feeder: Fe
         text_component=text_component,
         similarity=program.similarity or Similarity(1.0),
         targets=torch.tensor([program.labels.index(sample.label) for sample in samples]),
-        n_labels=len(program.labels),
+        labels=program.labels,
+        samples=samples,
         item_groups=[sample.group for sample in samples],
         text_groups=[label for label in program.labels for _ in range(n_prompts)],
     )

@@ -1,0 +1,1 @@
+"""The pass share-subexpressions for vlmopt."""

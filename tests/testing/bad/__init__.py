@@ -1,0 +1,1 @@
+"""Passes that break one rule each: for every check of the harness one that it must catch."""

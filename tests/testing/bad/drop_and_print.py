@@ -1,0 +1,30 @@
+"""Prints what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tests.testing import honest
+from vlmopt.core.contract import Case, Context, Pass, Plan, Promise, Site
+from vlmopt.core.program import Program
+
+
+@dataclass(frozen=True)
+class DropAndPrint(Pass):
+    """Prints what it does."""
+
+    name: ClassVar[str] = "drop-and-print"
+    promise: ClassVar[Promise] = Promise.EXACT
+
+    def plan(self, program: Program, context: Context) -> Plan:
+        return honest.plan(program)
+
+    def apply(self, program: Program, site: Site, context: Context) -> None:
+        honest.apply(program, site)
+        print("removed", site.name)  # noqa: T201 - the fault
+
+    @classmethod
+    def cases(cls) -> Iterable[Case]:
+        return honest.cases()

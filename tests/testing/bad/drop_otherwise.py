@@ -1,0 +1,29 @@
+"""Leaves another graph than its golden text says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tests.testing import honest
+from vlmopt.core.contract import Case, Context, Pass, Plan, Promise, Site
+from vlmopt.core.program import Program
+
+
+@dataclass(frozen=True)
+class DropOtherwise(Pass):
+    """Leaves another graph than its golden text says."""
+
+    name: ClassVar[str] = "drop-otherwise"
+    promise: ClassVar[Promise] = Promise.EXACT
+
+    def plan(self, program: Program, context: Context) -> Plan:
+        return honest.plan(program)
+
+    def apply(self, program: Program, site: Site, context: Context) -> None:
+        honest.apply(program, site)
+
+    @classmethod
+    def cases(cls) -> Iterable[Case]:
+        return honest.cases()

@@ -1,0 +1,30 @@
+"""Has a case whose program cannot be built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tests.testing import honest
+from vlmopt.core.contract import Case, Context, Pass, Plan, Promise, Site
+from vlmopt.core.program import Program
+
+
+@dataclass(frozen=True)
+class DropWithoutProgram(Pass):
+    """Has a case whose program cannot be built."""
+
+    name: ClassVar[str] = "drop-without-program"
+    promise: ClassVar[Promise] = Promise.EXACT
+
+    def plan(self, program: Program, context: Context) -> Plan:
+        return honest.plan(program)
+
+    def apply(self, program: Program, site: Site, context: Context) -> None:
+        honest.apply(program, site)
+
+    @classmethod
+    def cases(cls) -> Iterable[Case]:
+        yield from honest.cases()
+        yield Case("broken", lambda: honest.scaled([][0]), 0)

@@ -1,0 +1,27 @@
+"""The recipe of a command: a file, or the defaults around a model; options that were typed win over both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vlmopt.recipe import Recipe
+
+_KEYS = {"max_drop": "budgets.max_drop", "profile_file": "profile.file"}
+
+
+def recipe_of(file: Path | None, given: Mapping[str, object]) -> Recipe:
+    """The recipe with what was typed put in; without a file, `given` must hold a model."""
+    from vlmopt.recipe import default_recipe, load_recipe
+
+    changes: dict[str, object] = {}
+    for name, value in given.items():
+        if isinstance(value, tuple):
+            value = [str(item) if isinstance(item, Path) else item for item in value] or None
+        if value is not None and value is not False:  # what was not typed does not override the recipe
+            changes[_KEYS.get(name, name)] = value
+    if file is not None:
+        return load_recipe(file, changes)
+    return default_recipe(str(changes.pop("model")), changes=changes)

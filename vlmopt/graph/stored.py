@@ -1,0 +1,217 @@
+"""A program as two files, JSON for its graphs and safetensors for its weights, read back node for node.
+
+Why not `torch.export`: exporting a graph again renames its nodes and drops some of them, and a pass that names what it
+edits would not find it. Shapes are not stored: they are computed anew from the inputs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+
+from vlmopt.core.errors import VlmoptError
+from vlmopt.core.program import Assembly, Component, Dim, ModelSource, Program, Similarity, TensorSpec
+from vlmopt.graph.modules import get_at, set_at
+from vlmopt.graph.notation import leaf_from, leaf_words, read_value, target_from, target_word, write_value
+
+_SUFFIXES = (".json", ".safetensors")
+
+
+def write_program(program: Program, folder: Path, *, name: str) -> None:
+    """Writes `folder/NAME.json` and `folder/NAME.safetensors`.
+
+    Raises:
+        VlmoptError: a node holds something that has no notation (a module or function that vlmopt does not know).
+    """
+    tensors = _Tensors()
+    similarity = None if program.similarity is None else asdict(program.similarity)
+    content = {
+        "assembly": program.assembly.value,
+        "components": {name: _component_words(part, tensors) for name, part in program.components.items()},
+        "dims": {key: asdict(dim) for key, dim in program.dims.items()},
+        "source": asdict(program.source),
+        "similarity": similarity,
+        "heads": program.heads,
+        "fitted_heads": sorted(program.fitted_heads),
+        "fixed_inputs": {
+            part: {key: tensors.key(f"{part}|{key}", value) for key, value in fixed.items()}
+            for part, fixed in program.fixed_inputs.items()
+        },
+        "labels": list(program.labels),
+    }
+    text, weights = (folder / (name + suffix) for suffix in _SUFFIXES)
+    save_file(tensors.stored, weights)
+    text.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def read_program(folder: Path, *, name: str) -> Program:
+    """The program that `write_program` wrote; every node has its name, arguments and shape."""
+    text, weights = (folder / (name + suffix) for suffix in _SUFFIXES)
+    content = json.loads(text.read_text(encoding="utf-8"))
+    # A copy begins where kernels like it to; what lies as it does in the file may be rounded another way.
+    tensors = {key: value.clone() for key, value in load_file(weights).items()}
+    dims = {key: Dim(**dim) for key, dim in content["dims"].items()}
+    similarity = content["similarity"]
+    return Program(
+        Assembly(content["assembly"]),
+        {key: _component(key, words, tensors, dims) for key, words in content["components"].items()},
+        dims,
+        ModelSource(**content["source"]),
+        None if similarity is None else Similarity(**similarity),
+        content["heads"],
+        frozenset(content["fitted_heads"]),
+        {part: {key: tensors[k] for key, k in fixed.items()} for part, fixed in content["fixed_inputs"].items()},
+        tuple(content["labels"]),
+    )
+
+
+class _Tensors:
+    """Tensors by key; one that several nodes share is stored once and read back shared."""
+
+    def __init__(self) -> None:
+        self.stored: dict[str, torch.Tensor] = {}
+        self._keys: dict[int, str] = {}
+
+    def key(self, wanted: str, tensor: torch.Tensor) -> str:
+        if id(tensor) not in self._keys:
+            self._keys[id(tensor)] = wanted
+            self.stored[wanted] = tensor.detach().clone().contiguous()
+        return self._keys[id(tensor)]
+
+
+def _component_words(component: Component, tensors: _Tensors) -> dict[str, Any]:
+    module = component.graph
+    leaves: dict[str, Any] = {}
+    raw: dict[str, Any] = {}
+    for node in module.graph.nodes:
+        path = str(node.target)
+        if node.op == "call_module" and path not in leaves:
+            leaf = get_at(module, path)
+            assert isinstance(leaf, nn.Module)
+            keys = {key: tensors.key(f"{component.name}/{path}.{key}", value) for key, value in _tensors_of(leaf)}
+            leaves[path] = {**leaf_words(leaf, f"{component.name}/{node.name}"), "tensors": keys}
+        elif node.op == "get_attr" and path not in raw:
+            value = get_at(module, path)
+            assert isinstance(value, torch.Tensor)
+            is_parameter = isinstance(value, nn.Parameter)
+            raw[path] = {"tensor": tensors.key(f"{component.name}/{path}", value), "is_parameter": is_parameter}
+    return {
+        "inputs": [asdict(spec) for spec in component.inputs],
+        "outputs": [asdict(spec) for spec in component.outputs],
+        "leaves": leaves,
+        "tensors": raw,
+        "nodes": [_node_words(component, node) for node in module.graph.nodes],
+    }
+
+
+def _tensors_of(leaf: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*leaf.named_parameters(), *leaf.named_buffers()]
+
+
+def _node_words(component: Component, node: fx.Node) -> dict[str, Any]:
+    place = f"{component.name}/{node.name}"
+    words: dict[str, Any] = {"name": node.name, "op": node.op, "target": target_word(node, place)}
+    words["args"] = write_value(list(node.args), place)
+    if node.kwargs:
+        words["kwargs"] = {key: write_value(value, place) for key, value in node.kwargs.items()}
+    if "made_by" in node.meta:
+        words["made_by"] = list(node.meta["made_by"])
+    return words
+
+
+def _component(
+    name: str, words: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], dims: Mapping[str, Dim]
+) -> Component:
+    root = nn.Module()
+    made: dict[tuple[str, bool], torch.Tensor] = {}
+
+    def stored(key: str, *, is_parameter: bool) -> torch.Tensor:
+        value = made.get((key, is_parameter), tensors[key])
+        if is_parameter and not isinstance(value, nn.Parameter):
+            value = nn.Parameter(value, requires_grad=False)
+        return made.setdefault((key, is_parameter), value)
+
+    for path, leaf in words["leaves"].items():
+        set_at(root, path, leaf_from(leaf, {k: stored(key, is_parameter=True) for k, key in leaf["tensors"].items()}))
+    for path, entry in words["tensors"].items():
+        set_at(root, path, stored(entry["tensor"], is_parameter=entry["is_parameter"]))
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
+    for entry in words["nodes"]:
+        args = read_value(entry["args"], nodes)
+        kwargs = {key: read_value(value, nodes) for key, value in entry.get("kwargs", {}).items()}
+        node = graph.create_node(entry["op"], target_from(entry), tuple(args), kwargs, name=entry["name"])
+        nodes[entry["name"]] = node
+        if "made_by" in entry:
+            node.meta["made_by"] = tuple(entry["made_by"])
+    module = fx.GraphModule(root, graph, class_name="Component").train(False)
+    inputs, outputs = (_specs(words[side]) for side in ("inputs", "outputs"))
+    component = Component(name, module, inputs, outputs)
+    compute_shapes(component, dims)
+    return component
+
+
+def _specs(words: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(spec["name"], tuple(spec["shape"]), spec["dtype"]) for spec in words)
+
+
+def compute_shapes(component: Component, dims: Mapping[str, Dim]) -> None:
+    """Sets `meta["val"]` of every node from the component's input specs, named dimensions symbolic.
+
+    Raises:
+        VlmoptError: an operation does not accept what it is given.
+    """
+    environment = ShapeEnv()
+    mode = FakeTensorMode(shape_env=environment, allow_non_fake_inputs=True)
+    sizes = _symbols(component, dims, environment)
+    specs = iter(component.inputs)
+    values: dict[fx.Node, Any] = {}
+    with mode, torch.no_grad():
+        for node in component.graph.graph.nodes:
+            if node.op == "output":
+                continue
+            if node.op == "placeholder":
+                spec = next(specs)
+                shape = [size if isinstance(size, int) else sizes[size] for size in spec.shape]
+                value: Any = torch.empty(shape, dtype=getattr(torch, spec.dtype))
+            else:
+                value = _fake_value(component, node, values, mode)
+            values[node] = node.meta["val"] = value
+
+
+def _symbols(component: Component, dims: Mapping[str, Dim], environment: ShapeEnv) -> dict[str, Any]:
+    """A symbol for every named dimension, at sizes that differ: torch takes equal sizes for one."""
+    from torch._dynamo.source import ConstantSource
+
+    names = dict.fromkeys(size for spec in component.inputs for size in spec.shape if isinstance(size, str))
+    symbols: dict[str, Any] = {}
+    for position, name in enumerate(names):
+        size = min(max(dims[name].typical, dims[name].minimum, 2) + 1 + position, max(dims[name].maximum, 2))
+        source = ConstantSource(f"_{name}")
+        symbol = environment.create_symbol(size, source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
+        symbols[name] = environment.create_symintnode(symbol, hint=size, source=source)
+    return symbols
+
+
+def _fake_value(component: Component, node: fx.Node, values: Mapping[fx.Node, Any], mode: FakeTensorMode) -> Any:
+    target: Any = node.target
+    if node.op != "call_function":
+        target = get_at(component.graph, str(node.target))
+    if node.op == "get_attr":
+        return mode.from_tensor(target, static_shapes=True)
+    args: Any = fx.node.map_arg(node.args, lambda n: values[n])
+    kwargs: Any = fx.node.map_arg(node.kwargs, lambda n: values[n])
+    try:
+        return target(*args, **kwargs)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise VlmoptError(f"{component.name}/{node.name}", f"has no shape ({reason})") from error

@@ -1,0 +1,87 @@
+"""The plots of the page: metric and drop with their intervals, times, and what the planner tried."""
+
+from __future__ import annotations
+
+from markupsafe import Markup
+
+from vlmopt.report import naming, plots
+from vlmopt.report.quantities import drop_text, points
+from vlmopt.report.schema import Report
+
+_CEILING = 4.0  # the plot of what was tried ends at so many times the allowed drop
+
+
+def metric_plots(report: Report) -> tuple[Markup, Markup] | None:
+    """The metric before and after, and its drop beside zero and the bound; None without a task."""
+    metric = report.result.metric
+    if metric is None:
+        return None
+    rows = [
+        _whisker("original", metric.original, metric.original_interval95, "before"),
+        _whisker("compiled", metric.optimized, metric.optimized_interval95, "after"),
+    ]
+    levels = plots.whisker_plot(rows, title=f"{metric.name} before and after, with 95 % intervals", unit=" %")
+    low, high = metric.drop_interval95
+    text = f"{drop_text(metric.drop_points)} [{drop_text(low)} to {drop_text(high)}] points".replace("-", "−")
+    drop = plots.Whisker("drop", metric.drop_points, low, high, text, "after")
+    lines = [plots.Line(0.0, "no change")]
+    allowed = naming.allowed_drop(report)
+    if allowed is not None:
+        lines.append(plots.Line(allowed, f"allowed {allowed:g}", "limit"))
+    title = f"drop of {metric.name} in points, with its 95 % interval"
+    return levels, plots.whisker_plot([drop], title=title, unit="", lines=lines)
+
+
+def latency_plots(report: Report) -> list[tuple[str, Markup]]:
+    """A distribution for every component, with the name of the component."""
+    shown = []
+    for name, pair in report.result.latency_ms.items():
+        sides = [("original", pair.original, "before")]
+        if pair.optimized is not None:
+            sides.append(("compiled", pair.optimized, "after"))
+        rows = [
+            plots.Distribution(label, side.samples_ms, side.p10_ms, side.median_ms, side.p90_ms, kind)
+            for label, side, kind in sides
+        ]
+        shown.append((name, plots.latency_plot(rows, title=f"latency of {name} in milliseconds")))
+    return shown
+
+
+def trial_plot(report: Report) -> Markup | None:
+    """What the planner tried: saved computation against the measured drop, its choice marked."""
+    plan = report.plan
+    if plan is None or not plan.trials:
+        return None
+    total = report.result.cost.original.macs or max(trial.saved_macs for trial in plan.trials) or 1
+    chosen = chosen_trial(report)
+    # One cut that ruins the model would press all others onto the axis, so large drops lie on the upper edge.
+    ceiling = _CEILING * max(plan.max_drop_points, plan.drop_points, 0.25)
+    dots = []
+    for i, trial in enumerate(plan.trials):
+        state = "accepted" if trial.is_accepted else "rejected"
+        saved = 100 * trial.saved_macs / total
+        spread = f"{drop_text(trial.drop_points)} ± {drop_text(trial.stderr_points)} points"
+        title = f"{trial.n_cut} cut, saves {saved:.0f} % of the MACs, drop {spread}, {state}"
+        shown = min(trial.drop_points, ceiling)
+        kind = "chosen" if i == chosen else plots.BEYOND if shown < trial.drop_points else state
+        dots.append(plots.Dot(saved, shown, title, kind))
+    dots.sort(key=lambda dot: dot.kind == "chosen")  # the chosen one is drawn over the others
+    line = plots.Line(plan.max_drop_points, f"allowed {plan.max_drop_points:g}", "limit")
+    title = "every cut that was tried: saved computation and measured drop"
+    return plots.scatter_plot(
+        dots, title=title, x_label="saved MACs", y_label="drop in points", y_line=line, x_unit=" %"
+    )
+
+
+def chosen_trial(report: Report) -> int | None:
+    """Which trial the planner chose: of the accepted ones that saves most; the first of several that are alike."""
+    if report.plan is None:
+        return None
+    accepted = [(trial.saved_macs, -i) for i, trial in enumerate(report.plan.trials) if trial.is_accepted]
+    return -max(accepted)[1] if accepted else None
+
+
+def _whisker(label: str, value: float, bounds: tuple[float, float], kind: str) -> plots.Whisker:
+    low, high = bounds
+    text = f"{points(value)} % [{points(low)} to {points(high)}]"
+    return plots.Whisker(label, 100 * value, 100 * low, 100 * high, text, kind)

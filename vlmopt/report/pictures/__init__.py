@@ -1,0 +1,1 @@
+"""How graphs and branches become pictures: ranks, places, SVG, Graphviz text and pages."""

@@ -1,0 +1,176 @@
+"""What the test split says about original and artifact: one evaluation of each, and everything that is read off it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmopt.core.errors import TaskError
+from vlmopt.core.program import Program
+from vlmopt.core.workload import Outputs
+from vlmopt.graph.replay import run_component
+from vlmopt.tasks.answers import Answer, Query, Slice
+from vlmopt.tasks.binding import TaskWorkload
+from vlmopt.tasks.pictures import picture_uri
+from vlmopt.verify.comparing import Change, GroupScores, changes, examples, group_drops
+from vlmopt.verify.parity import Gate, open_onnx
+from vlmopt.verify.statistics import mean_interval, paired_difference
+from vlmopt.workflow.run_state import RunState
+from vlmopt.workflow.timing import Files
+
+MAX_SHOWN = 24  # items with their pictures
+
+
+@dataclass
+class Evidence:
+    """Everything that was measured about the emitted artifact."""
+
+    files: Files
+    gates: list[Gate]
+    metric: dict[str, Any] | None = None
+    latency_ms: dict[str, Any] = field(default_factory=dict)
+    n_threads: int | None = None
+    size_bytes: dict[str, int] = field(default_factory=dict)
+    n_test: int = 0
+
+
+def final_evaluation(state: RunState, files: Files) -> tuple[dict[str, Any], int]:
+    """The metric of original and artifact on the same test items, which nothing before has seen, and their number."""
+    assert state.bound is not None
+    source = state.bound.source
+    before, after = source.open_test(state.original), source.open_test(state.optimized)
+    original = _program_outputs(state, state.original, before)
+    optimized = _artifact_outputs(state, files, after)
+    section = {
+        **_metric(before, after, original, optimized, seed=state.recipe.seed),
+        "groups": _groups(before, before.slices(original), after.slices(optimized), seed=state.recipe.seed),
+        "changes": _changes(state, before.queries(), before.answers(original), after.answers(optimized)),
+    }
+    return section, before.n_items
+
+
+def _program_outputs(state: RunState, program: Program, workload: TaskWorkload) -> dict[str, Tensor]:
+    outputs = {}
+    for name, component in program.components.items():
+        feeds = workload.feeds[name]
+        tracked = state.progress.track(feeds, f"evaluating the original {name}", total=len(feeds))
+        outputs[name] = run_component(component, tracked)
+    return outputs
+
+
+def _artifact_outputs(state: RunState, files: Files, workload: TaskWorkload) -> dict[str, Tensor]:
+    """Outputs of the emitted ONNX files in ONNX Runtime; of the program where ONNX was not asked for."""
+    outputs = {}
+    for name, component in state.optimized.components.items():
+        feeds = workload.feeds[name]
+        tracked = state.progress.track(feeds, f"evaluating the artifact's {name}", total=len(feeds))
+        if "onnx" not in files[name]:
+            outputs[name] = run_component(component, tracked)
+            continue
+        run = open_onnx(state.run.path(files[name]["onnx"]))
+        outputs[name] = torch.cat([run(feed) for feed in tracked])
+    return outputs
+
+
+def _metric(
+    before: TaskWorkload, after: TaskWorkload, original: Outputs, optimized: Outputs, *, seed: int
+) -> dict[str, Any]:
+    items = [w.item_scores(o).numpy() for w, o in ((before, original), (after, optimized))]
+    groups = list(before.item_groups)
+    paired = paired_difference(items[0], items[1], groups, seed=seed)
+    first, second = before.metrics(original), after.metrics(optimized)
+    return {
+        "name": before.metric,
+        "original": float(items[0].mean()),
+        "optimized": float(items[1].mean()),
+        "drop_points": paired.drop_points,
+        "drop_interval95": paired.interval95,
+        "original_interval95": mean_interval(items[0], groups, seed=seed),
+        "optimized_interval95": mean_interval(items[1], groups, seed=seed),
+        "p_value": paired.p_value,
+        "n": paired.n,
+        "all": {name: (first[name] / 100, second[name] / 100) for name in first if name in second},
+    }
+
+
+def _groups(
+    workload: TaskWorkload, original: Sequence[Slice], optimized: Sequence[Slice], *, seed: int
+) -> list[dict[str, Any]]:
+    """The metric by label, type of question or direction of the search."""
+    clusters = workload.item_groups
+    groups = [
+        GroupScores(
+            name=before.name,
+            original=before.scores.double().numpy(),
+            optimized=after.scores.double().numpy(),
+            clusters=[clusters[row] for row in before.rows],
+        )
+        for before, after in zip(original, optimized, strict=True)
+    ]
+    return [
+        {
+            "name": found.name,
+            "n": found.n,
+            "original": found.original,
+            "optimized": found.optimized,
+            "drop_points": found.drop_points,
+            "drop_interval95": found.interval95,
+        }
+        for found in group_drops(groups, seed=seed)
+    ]
+
+
+def _changes(
+    state: RunState, queries: Sequence[Query], original: Sequence[Answer], optimized: Sequence[Answer]
+) -> dict[str, Any]:
+    """Counts over all queries, and a few of them with pictures: only those are opened."""
+    found = changes(original, optimized)
+    counts = {change: sum(1 for other in found.values() if other is change) for change in Change}
+    kinds, clusters = [query.kind for query in queries], [query.group for query in queries]
+    shown = examples(found, kinds, clusters, seed=state.recipe.seed, limit=MAX_SHOWN)
+    return {
+        "n": len(queries),
+        "n_lost": counts[Change.LOST],
+        "n_gained": counts[Change.GAINED],
+        "n_other": counts[Change.OTHER],
+        "items": [_changed_item(state, queries[i], original[i], optimized[i]) for i in shown],
+    }
+
+
+def _changed_item(state: RunState, query: Query, original: Answer, optimized: Answer) -> dict[str, Any]:
+    return {
+        "name": query.name,
+        "question": query.question,
+        "expected": query.expected,
+        "original": _answer_text(original),
+        "optimized": _answer_text(optimized),
+        "original_is_right": original.is_right,
+        "optimized_is_right": optimized.is_right,
+        "image": _picture(state, query),
+    }
+
+
+def _answer_text(answer: Answer) -> str:
+    return f"{answer.text} ({answer.note})" if answer.note else answer.text
+
+
+def _picture(state: RunState, query: Query) -> str:
+    """The picture; a warning where it is gone since it was evaluated, which is no reason to lose the run."""
+    try:
+        return picture_uri(query.picture)
+    except TaskError as error:
+        state.warnings.append(f"the report lacks a picture: {error.one_line()}")
+        return ""
+
+
+def drop_gate(state: RunState, metric: Mapping[str, Any]) -> list[Gate]:
+    """The gate on the drop, where the recipe has one."""
+    bound = state.recipe.budgets.max_drop
+    if bound is None or not state.recipe.verify.max_drop_gate:
+        return []
+    drop = float(metric["drop_points"])
+    return [Gate(f"drop of {metric['name']} on the test split, in points", drop <= bound, drop, bound)]

@@ -1,0 +1,77 @@
+"""Latency and size of emitted graphs, original and optimized side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vlmopt.core.progress import Progress
+from vlmopt.runtime.latency import Latency, LatencyTable, measure_latency
+from vlmopt.runtime.session import open_session
+from vlmopt.workflow.run_state import RunState
+
+Files = Mapping[str, Mapping[str, str]]  # component -> format -> file name
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Rows of the report by component, and the threads that a graph ran on."""
+
+    rows: dict[str, Any]
+    n_threads: int | None
+
+
+def time_components(state: RunState, files: Files, originals: Files, *, original_folder: Path) -> Timings:
+    """Batch 1 in ONNX Runtime, original and optimized taking turns; a component that is gone has no second number."""
+    feeds = state.sample_feeds(state.original)
+    rows: dict[str, Any] = {}
+    threads: list[int] = []
+    for name in originals:
+        one = {key: value[:1].numpy() for key, value in feeds[name].items()}
+        paths = {"original": original_folder / originals[name]["onnx"]}
+        if name in files and "onnx" in files[name]:
+            paths["optimized"] = state.run.path(files[name]["onnx"])
+        measured = time_sessions(paths, one, progress=state.progress)
+        optimized = measured.get("optimized")
+        ratio = None if optimized is None else measured.ratio("original", "optimized").value
+        rows[name] = {
+            "original": _milliseconds(measured["original"]),
+            "optimized": None if optimized is None else _milliseconds(optimized),
+            "ratio": ratio,
+        }
+        threads += [latency.n_threads for latency in measured.values() if latency.n_threads is not None]
+    return Timings(rows, max(threads, default=None))
+
+
+def time_sessions(
+    paths: Mapping[str, Path],
+    feed: Mapping[str, Any],
+    *,
+    progress: Progress,
+    runs: int = 50,
+    threads: int | None = None,
+) -> LatencyTable:
+    """Latency of ONNX files on one feed, one session at a time, in rounds."""
+    factories = {name: partial(open_session, path, threads=threads) for name, path in paths.items()}
+    with progress.stage(f"timing {', '.join(paths)}"):
+        return measure_latency(factories, dict.fromkeys(paths, feed), runs=runs)
+
+
+def _milliseconds(latency: Latency) -> dict[str, Any]:
+    return {
+        "median_ms": latency.median_ms,
+        "p10_ms": latency.p10_ms,
+        "p90_ms": latency.p90_ms,
+        "samples_ms": [round(value, 6) for value in latency.samples_ms],  # the clock's own nanoseconds
+    }
+
+
+def graphs_bytes(folder: Path, files: Files) -> int:
+    """Bytes of one format's graphs, the first that every component has, external weights included."""
+    kind = next(iter(next(iter(files.values()))))
+    names = [formats[kind] for formats in files.values()]
+    paths = [folder / part for name in names for part in (name, f"{name}.data")]
+    return sum(path.stat().st_size for path in paths if path.is_file())
