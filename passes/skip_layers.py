@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 
 from vlmopt.core.contract import Case, Context, Pass, Plan, Promise, Refusal, Site
-from vlmopt.core.facts import CAPTURED, STREAM_CUT, Fact
+from vlmopt.core.facts import CANONICAL, CAPTURED, STREAM_CUT, Fact
 from vlmopt.core.program import Program
 from vlmopt.graph.branches import Branch, find_branches
 from vlmopt.graph.canonical import drop_dead_nodes
@@ -41,7 +41,7 @@ class SkipLayers(Pass):
 
     name: ClassVar[str] = "skip-layers"
     promise: ClassVar[Promise] = Promise.LOSSY
-    requires: ClassVar[frozenset[Fact]] = frozenset({CAPTURED})
+    requires: ClassVar[frozenset[Fact]] = frozenset({CAPTURED, CANONICAL})  # dead code would be counted as saved
     produces: ClassVar[frozenset[Fact]] = frozenset({STREAM_CUT})
 
     def plan(self, program: Program, context: Context) -> Plan:

@@ -11,7 +11,7 @@ from vlmopt.registry import find_passes
 
 def parts() -> Mapping[str, Callable[[], dict[str, float]]]:
     """What can be measured on its own."""
-    return {"harness": _harness}
+    return {"harness": _harness, "bisect": _bisect}
 
 
 def _harness() -> dict[str, float]:
@@ -23,6 +23,12 @@ def _harness() -> dict[str, float]:
         "bad_passes_caught": n_caught,
         "harness_seconds_per_pass": statistics.median(_seconds(name) for name in find_passes()),
     }
+
+
+def _bisect() -> dict[str, float]:
+    from tests.benchmarks.bisect_steps import bisect_part
+
+    return bisect_part()
 
 
 def _seconds(name: str) -> float:

@@ -40,3 +40,14 @@ def test_an_edited_figure_is_noticed() -> None:
     result["figures"]["style_latency_ratio"] += 1.0
     text = readme.README.read_text(encoding="utf-8")
     assert readme.with_table(text, readme.before_after(result)) != text
+
+
+def test_the_contract_is_what_the_harness_holds_today() -> None:
+    from vlmopt.testing import CHECKS
+
+    result = json.loads((RESULTS / "contract.json").read_text(encoding="utf-8"))
+    figures = result["figures"]
+    assert figures["harness_checks"] == figures["bad_passes_caught"] == len(CHECKS)
+    assert figures["bisect_steps_for_64_sites"] <= 7
+    assert (RESULTS / "contract.md").read_text(encoding="utf-8") == as_table(result)
+    assert f"makes {len(CHECKS)} checks" in readme.README.read_text(encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -55,9 +56,9 @@ def new_pass(name: str, *, folder: Path, promise: str, is_package: bool, is_json
     for path in texts:
         click.echo(path)
     source = next(path for path in texts if path.name == f"{name.replace('-', '_')}.py")
-    click.echo(f"next: vlmopt passes check {source}", err=True)
+    click.echo(f"next: vlmopt passes check {shlex.quote(str(source))}", err=True)
     if is_package:
-        click.echo(f"      pip install -e {folder / f'vlmopt-{name}'}", err=True)
+        click.echo(f"      pip install -e {shlex.quote(str(folder / f'vlmopt-{name}'))}", err=True)
 
 
 def _refuse_claimed(name: str) -> None:

@@ -129,6 +129,8 @@ def summary(result: dict[str, Any]) -> str:
     more = len(site["nodes"]) - _N_NODES
     shown = [*site["nodes"][:_N_NODES], *([f"{more} more"] if more > 0 else [])]
     nodes = f", nodes {', '.join(shown)}" if shown else ""
+    if site["component"] is None:
+        return f"{result['found']} ({n})"  # a plan failed, and what was found says whose
     where = f"site {site['number']}, {site['name']} of step {site['step']} {site['pass']}"
     return f"{where} (component {site['component']}{nodes}): {result['found']} ({n})"
 
