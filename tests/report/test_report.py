@@ -139,3 +139,9 @@ def test_a_report_that_breaks_the_schema_names_the_field(
     with pytest.raises(ArtifactError) as caught:
         render_markdown(spoiled)
     assert expected in str(caught.value)
+
+
+def test_a_report_that_is_no_object_is_refused_by_its_name() -> None:
+    with pytest.raises(ArtifactError) as refused:
+        read_report([], place="out/report.json")
+    assert refused.value.one_line().startswith("out/report.json: input should be")

@@ -75,7 +75,9 @@ def test_equal_runs_have_no_differences(tmp_path: Path, capsys: Capture) -> None
 def test_every_kind_of_difference_is_named(tmp_path: Path) -> None:
     def change(report: dict[str, Any]) -> None:
         report["passes"][0]["sites"] = [{"name": "image_encoder/layers.1.ffn", "component": "image_encoder"}]
-        report["passes"].append({**report["passes"][0], "step": 2, "name": "fold-constants", "sites": []})
+        folded = {**report["passes"][0], "name": "fold-constants"}
+        report["passes"].append({**folded, "step": 2, "sites": []})
+        report["passes"].append({**folded, "step": 3, "name": "fold-fixed-inputs"})
         report["branches"][0]["kept"], report["branches"][1]["kept"] = True, False
         report["gates"][0]["passed"] = False
         report["result"]["cost"]["optimized"]["macs"] = 7
@@ -99,6 +101,7 @@ def test_every_kind_of_difference_is_named(tmp_path: Path) -> None:
         ("skip-branches: image_encoder/layers.0.ffn", "applied", None),
         ("skip-branches: image_encoder/layers.1.ffn", None, "applied"),
         ("fold-constants", None, "0 sites"),
+        ("fold-fixed-inputs", None, "1 site"),
     ]
     assert rows(found, "branches") == [
         ("image_encoder/layers.0.ffn", "cut", "kept"),

@@ -62,6 +62,12 @@ def write_behind_autograd(program: Program) -> None:
     program.components["model"].graph.get_parameter("layers.0.up.weight").data[0, 0] += 1.0
 
 
+def reorder_rows_of_weight(program: Program) -> None:
+    """Leaves every number there, in another row."""
+    weight = program.components["model"].graph.get_parameter("layers.0.up.weight")
+    weight.data = weight.data.flip(0)
+
+
 def forget_metadata(program: Program) -> None:
     double_output(program)
     output_values(program.components["model"].graph)[0].meta.clear()

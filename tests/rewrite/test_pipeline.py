@@ -36,6 +36,7 @@ def step(program: Program, pass_: Pass, **options: object) -> StepResult:
     [
         (DoAnything(on_apply=bad.write_in_place), "wrote tensor model/head.weight in place"),
         (DoAnything(on_apply=bad.write_behind_autograd), "wrote tensor model/layers.0.up.weight in place"),
+        (DoAnything(on_apply=bad.reorder_rows_of_weight), "wrote tensor model/layers.0.up.weight in place"),
         (DoAnything(on_plan=bad.write_in_place), "wrote tensor model/head.weight in place"),
         (DoAnything(on_plan=bad.double_output), "changed the program without applying a site"),
         (DoAnything(on_apply=bad.forget_metadata), "has no shape metadata"),
@@ -261,6 +262,18 @@ def test_a_checksum_notices_one_changed_element(dtype: torch.dtype, n: int) -> N
         assert checksum(tensor) != before
         tensor.data[i] = 1
     assert checksum(torch.empty(4, device="meta")) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_checksum_notices_rows_that_changed_places(dtype: torch.dtype) -> None:
+    tensor = torch.randn(6, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    orders = [tensor, tensor.flip(0), tensor[[1, 0, 2, 3, 4, 5]], tensor.roll(1, 0)]
+    assert len({checksum(order) for order in orders}) == len(orders)
+
+
+def test_a_checksum_notices_parts_of_a_large_tensor_that_changed_places() -> None:
+    tensor = torch.randn(3, 2**21, generator=torch.Generator().manual_seed(0))
+    assert checksum(tensor) != checksum(tensor[[1, 0, 2]])
 
 
 def test_a_checksum_reads_views_and_scales() -> None:

@@ -47,6 +47,14 @@ def test_a_fault_counts_where_it_begins_and_not_where_it_is_handed_on() -> None:
     assert all(row.growth < 2 for row in rows.nodes if row.name != spoiled and row.error > 1e-3 and row.growth < 10)
 
 
+def test_operations_are_named_as_in_the_text_of_a_graph() -> None:
+    graph = image_component().graph
+    values = graph_values(graph, {"pixel_values": cases(image_component())[0][0]})
+    operations = {row.operation for row in departure(graph, values, values).nodes}
+    assert "linear" in operations
+    assert "call_module" not in operations
+
+
 def test_equal_values_and_noise_are_no_departure() -> None:
     graph = image_component().graph
     wanted = graph_values(graph, {"pixel_values": cases(image_component())[0][0]})

@@ -78,7 +78,9 @@ def test_a_drop_is_bisected_on_the_validation_split(clip: Path, colours: Path, t
     assert "points on the validation split (allowed 20)" in done.stdout
     capsys.readouterr()
     assert entry.run([*words, "--force", "--max-drop", "100"]) == 0
-    assert capsys.readouterr().out.startswith("nothing is bad (")
+    shown = capsys.readouterr().out
+    assert shown.startswith("nothing is bad (")
+    assert "judged on the validation split, and the gate of a run judges the test split" in shown
 
 
 @pytest.mark.slow

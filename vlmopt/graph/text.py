@@ -52,20 +52,25 @@ def _call(module: fx.GraphModule, node: fx.Node, numbers: dict[fx.Node, str]) ->
     operands = [_argument(arg, numbers) for arg in node.args]
     operands += [f"{key}={_argument(value, numbers)}" for key, value in sorted(node.kwargs.items())]
     joined = f"({', '.join(operands)})"
-    if node.op == "placeholder":
-        return f"input {node.target}"
-    if node.op == "get_attr":
-        return f"tensor {node.target}"
+    operation = operation_text(module, node)
+    if node.op in ("placeholder", "get_attr"):
+        return f"{operation} {node.target}"
     if node.op == "call_module":
-        leaf = type(get_at(module, str(node.target))).__name__.lower()
-        return f"{leaf} {node.target} {joined}"
-    return f"{_operation(node.target)} {joined}"
+        return f"{operation} {node.target} {joined}"
+    return f"{operation} {joined}"
 
 
-def _operation(target: object) -> str:
-    if isinstance(target, torch._ops.OpOverload):
-        return str(target).removeprefix("aten.").removesuffix(".default")
-    return getattr(target, "__name__", str(target))
+def operation_text(module: fx.GraphModule, node: fx.Node) -> str:
+    """What a node of the graph does, in a word: `linear`, `mul.Tensor`, `input`, `tensor`."""
+    if node.op == "placeholder":
+        return "input"
+    if node.op == "get_attr":
+        return "tensor"
+    if node.op == "call_module":
+        return type(get_at(module, str(node.target))).__name__.lower()
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target).removeprefix("aten.").removesuffix(".default")
+    return getattr(node.target, "__name__", str(node.target))
 
 
 def _argument(value: object, numbers: dict[fx.Node, str]) -> str:

@@ -137,7 +137,7 @@ def _names(step: PassSection) -> list[str]:
 
 
 def _count(sites: Sequence[str] | None) -> str | None:
-    return None if sites is None else f"{len(sites)} sites"
+    return None if sites is None else f"{len(sites)} site{'s' * (len(sites) != 1)}"
 
 
 def _kept(is_kept: object) -> str:

@@ -256,9 +256,8 @@ def read_report(data: object, *, place: str = "report.json") -> Report:
         return Report.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
         raise ArtifactError(
-            f"{place}: {where}",
+            ": ".join([place, *([".".join(map(str, first["loc"]))] if first["loc"] else [])]),
             first["msg"].lower(),
             expected=f"a report of schema {SCHEMA}",
             remedy="run the command again",

@@ -12,6 +12,8 @@ from vlmopt.core.program import Program
 from vlmopt.graph.modules import get_at, output_values, placeholders
 from vlmopt.graph.text import component_text
 
+_CHUNK = 2**20  # words of a tensor that are summed at once: their places need as much memory again
+
 
 @dataclass(frozen=True)
 class _Stored:
@@ -109,14 +111,23 @@ def _leaves(program: Program) -> Iterable[_Leaf]:
 
 
 def checksum(tensor: torch.Tensor) -> int | None:
-    """Sum over the tensor's bytes, eight at a time; None where there are no bytes (meta and fake tensors)."""
+    """Sum over the tensor's bytes, eight at a time, each counted by its place, so that rows that changed places are
+    noticed too; None where there are no bytes (meta and fake tensors).
+    """
     if tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor) or tensor.layout is not torch.strided:
         return None
     data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    whole = data.numel() // 8 * 8
     if data.data_ptr() % 8:
         data = data.clone()
-    return int(data[:whole].view(torch.int64).sum()) + int(data[whole:].sum())
+    whole = data.numel() // 8 * 8
+    total = int.from_bytes(bytes(data[whole:].tolist()), "little")
+    every = data[:whole].view(torch.int64)
+    for number, start in enumerate(range(0, len(every), _CHUNK)):
+        words = every[start : start + _CHUNK]
+        # Odd numbers, since an even one would lose bits of its word.
+        places = torch.arange(1, 2 * len(words) + 1, 2, device=words.device)
+        total += (2 * number + 1) * int((words * places).sum())
+    return total
 
 
 def _stored(program: Program) -> Iterable[_Stored]:

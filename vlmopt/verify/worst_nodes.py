@@ -19,6 +19,7 @@ from torch import Tensor, fx
 
 from vlmopt.core.errors import ArtifactError
 from vlmopt.core.workload import Feed
+from vlmopt.graph.text import operation_text
 from vlmopt.verify.parity import difference
 
 JUMP = 10.0  # a growth from which on it is the node itself that departs
@@ -71,18 +72,11 @@ def departure(graph: fx.GraphModule, found: Mapping[str, Tensor], wanted: Mappin
         noise = _N_EPSILONS * float(torch.finfo(value.dtype).eps)
         error = difference(found[node.name], value)
         inherited[node] = error
-        row = NodeError(node.name, _operation(node), _module(node), error, error / max(read, noise))
+        row = NodeError(node.name, operation_text(graph, node), _module(node), error, error / max(read, noise))
         rows.append(row)
         if jump is None and row.growth >= JUMP:
             jump = row
     return Departure(tuple(rows), jump)
-
-
-def _operation(node: fx.Node) -> str:
-    if node.op != "call_function":
-        return str(node.op)
-    text = str(node.target) if isinstance(node.target, torch._ops.OpOverload) else getattr(node.target, "__name__", "")
-    return text.removeprefix("aten.").removesuffix(".default")
 
 
 def _module(node: fx.Node) -> str:

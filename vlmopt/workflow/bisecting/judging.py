@@ -107,7 +107,7 @@ class PromiseJudge:
 
     def _drop(self, program: Program) -> Finding | None:
         limit = self._state.recipe.budgets.max_drop
-        if limit is None or self._state.bound is None:
+        if limit is None or not judges_drop(self._state):
             return None
         if self._baseline is None:
             self._baseline = self._metric(self._state.original)
@@ -198,6 +198,11 @@ def _run(command: str, artifact: Path, log: IO[str]) -> int:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(_GRACE_S)
         raise
+
+
+def judges_drop(state: RunState) -> bool:
+    """Whether a recipe says how far the metric of a task may drop."""
+    return state.recipe.budgets.max_drop is not None and state.bound is not None
 
 
 def make_judge(state: RunState, check: str | None) -> Judge:

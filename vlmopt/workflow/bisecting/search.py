@@ -33,7 +33,7 @@ from vlmopt.workflow.bisecting.failing_case import (
     write_case,
 )
 from vlmopt.workflow.bisecting.findings import Fault, Finding
-from vlmopt.workflow.bisecting.judging import Judge, judge_state, make_judge, refuse_unknown_command
+from vlmopt.workflow.bisecting.judging import Judge, judge_state, judges_drop, make_judge, refuse_unknown_command
 from vlmopt.workflow.bisecting.single_site import SingleSite, shrunk
 from vlmopt.workflow.bisecting.states import NumberedSite, SiteLine
 from vlmopt.workflow.choosing import given_profile
@@ -96,6 +96,8 @@ def bisect_state(
     if verdict.outcome is Outcome.SITE:
         result |= _case(state, line, verdict.first, findings[verdict.first], check, output, force=force)
     result["line"] = summary(result)
+    if verdict.outcome is Outcome.NOTHING and check is None and judges_drop(state):
+        result["line"] += "; the metric was judged on the validation split, and the gate of a run judges the test split"
     return result
 
 
@@ -114,9 +116,13 @@ def judge_again(recipe: Recipe, *, step: int, site: str | None, check: str | Non
         return judge_state(line, line.number_of(step, site), judge)
 
 
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
+
+
 def summary(result: dict[str, Any]) -> str:
     """One line that says where the fault is and what is wrong."""
-    n = f"{result['n_sites']} sites, {result['n_checks']} checks"
+    n = ", ".join(_counted(result[f"n_{what}s"], what) for what in ("site", "check"))
     if result["outcome"] == Outcome.NOTHING.name.lower():
         return f"nothing is bad ({n})"
     if result["outcome"] == Outcome.ORIGINAL.name.lower():
