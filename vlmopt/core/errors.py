@@ -74,6 +74,10 @@ class PlanError(VlmoptError):
     """No plan meets the budgets."""
 
 
+class TuningError(VlmoptError):
+    """Recovery by training cannot begin or go on."""
+
+
 class EmitError(VlmoptError):
     """A graph could not be written in the format asked for."""
 

@@ -57,6 +57,18 @@ class Workload(Protocol):
         ...
 
 
+class TrainableWorkload(Workload, Protocol):
+    """A workload that can be taken in parts, as training does."""
+
+    def rows(self, component: str, items: Sequence[int]) -> Sequence[int]:
+        """The rows of a component that these items need, in the order in which their part feeds them."""
+        ...
+
+    def part(self, items: Sequence[int]) -> Workload:
+        """The workload of these items alone, in this order; retrieval searches among them only."""
+        ...
+
+
 class WorkloadSource(Protocol):
     """Gives the workloads that may be looked at before the final evaluation."""
 

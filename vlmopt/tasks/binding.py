@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from vlmopt.core.program import Program
-from vlmopt.core.workload import Outputs, Workload
+from vlmopt.core.workload import Outputs, TrainableWorkload
 from vlmopt.tasks.answers import Answer, Query, Slice
 from vlmopt.tasks.dataset import Task
 from vlmopt.tasks.feeding import Feeder
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vlmopt.preprocess import Preprocessor
 
 
-class TaskWorkload(Workload, Protocol):
+class TaskWorkload(TrainableWorkload, Protocol):
     """A workload that can also report: what the final evaluation needs beside what profiling needs."""
 
     @property

@@ -39,7 +39,7 @@ class Batches(Sequence[Feed]):
     """Batches that are put together when they are asked for, so that a split need not fit into memory."""
 
     n_rows: int
-    make: Callable[[int, int], Feed]  # rows from, rows to (exclusive)
+    make: Callable[[Sequence[int]], Feed]  # from the numbers of the rows
 
     def __len__(self) -> int:
         return -(-self.n_rows // BATCH)
@@ -52,7 +52,11 @@ class Batches(Sequence[Feed]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         start = range(0, self.n_rows, BATCH)[index]
-        return self.make(start, min(start + BATCH, self.n_rows))
+        return self.make(range(start, min(start + BATCH, self.n_rows)))
+
+    def part(self, rows: Sequence[int]) -> Batches:
+        """Batches of these rows alone, in this order."""
+        return Batches(len(rows), lambda own: self.make([rows[row] for row in own]))
 
 
 class Feeder:
@@ -65,7 +69,7 @@ class Feeder:
 
     def feeds(
         self, program: Program, component: Component, *, images: Sequence[ImageSource], texts: Sequence[str]
-    ) -> Sequence[Feed]:
+    ) -> Batches:
         """Batches of all inputs of the component, one row for each image and text; a component that reads only one of
         the two leaves the other aside.
 
@@ -75,10 +79,10 @@ class Feeder:
         has_images, has_texts = reads_images(component), reads_texts(component)
         text_arrays = self.texts(program, component, texts) if has_texts else {}
 
-        def make(start: int, end: int) -> Feed:
-            arrays = {name: array[start:end] for name, array in text_arrays.items()}
+        def make(rows: Sequence[int]) -> Feed:
+            arrays = {name: array[list(rows)] for name, array in text_arrays.items()}
             if has_images:
-                arrays.update(self._pixels(images[start:end]))
+                arrays.update(self._pixels([images[row] for row in rows]))
             return _feed(component, arrays)
 
         return Batches(len(images) if has_images else len(texts), make)

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 from vlmopt.core.errors import TaskError
 from vlmopt.core.program import Assembly, Component, Program
-from vlmopt.core.workload import Feed, Outputs
+from vlmopt.core.workload import Outputs
 from vlmopt.graph.head import append_head, find_head, fitted_linear, head_module, replace_head
 from vlmopt.tasks.answers import Answer, Query, Slice, label_answers, label_queries, label_slices
 from vlmopt.tasks.dataset import Task
-from vlmopt.tasks.feeding import Feeder, reads_images, reads_texts
+from vlmopt.tasks.feeding import Batches, Feeder, reads_images, reads_texts
 from vlmopt.tasks.scoring import cross_entropy, is_right, percent
 from vlmopt.tasks.splits import Sample
 
@@ -79,7 +79,7 @@ class ImageClassification:
 
     fingerprint: str
     n_items: int
-    feeds: Mapping[str, Sequence[Feed]]
+    feeds: Mapping[str, Batches]
     component: str
     targets: Tensor  # [n]
     labels: Sequence[str]
@@ -101,6 +101,16 @@ class ImageClassification:
 
     def groups(self, component: str) -> Sequence[str]:
         return self.item_groups
+
+    def rows(self, component: str, items: Sequence[int]) -> Sequence[int]:
+        return items
+
+    def part(self, items: Sequence[int]) -> ImageClassification:
+        feeds = {name: feeds.part(items) for name, feeds in self.feeds.items()}
+        samples = [self.samples[item] for item in items]
+        groups = [self.item_groups[item] for item in items]
+        targets = self.targets[list(items)]
+        return replace(self, n_items=len(items), feeds=feeds, targets=targets, samples=samples, item_groups=groups)
 
     def queries(self) -> Sequence[Query]:
         return label_queries(self.samples)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from vlmopt.core.errors import TaskError
 from vlmopt.core.program import Assembly, Program, Similarity
-from vlmopt.core.workload import Feed, Outputs
+from vlmopt.core.workload import Outputs
 from vlmopt.tasks.answers import NO_ANSWER, Answer, Query, Slice
 from vlmopt.tasks.dataset import Task
-from vlmopt.tasks.feeding import Feeder, reads_images, reads_texts
+from vlmopt.tasks.feeding import Batches, Feeder, reads_images, reads_texts
 from vlmopt.tasks.scoring import Pairs, contrastive_losses, nearest, percent, ranks, unit
 from vlmopt.tasks.splits import Sample
 
@@ -56,7 +56,7 @@ class ImageTextRetrieval:
 
     fingerprint: str
     n_items: int
-    feeds: Mapping[str, Sequence[Feed]]
+    feeds: Mapping[str, Batches]
     image_component: str
     text_component: str
     similarity: Similarity
@@ -84,6 +84,23 @@ class ImageTextRetrieval:
 
     def groups(self, component: str) -> Sequence[str]:
         return self.row_groups[component]
+
+    def rows(self, component: str, items: Sequence[int]) -> Sequence[int]:
+        known = self.pairs.image if component == self.image_component else self.pairs.text
+        return list(dict.fromkeys(known[list(items)].tolist()))
+
+    def part(self, items: Sequence[int]) -> ImageTextRetrieval:
+        samples = [self.samples[item] for item in items]
+        rows = {name: self.rows(name, items) for name in self.feeds}
+        return replace(
+            self,
+            n_items=len(items),
+            feeds={name: feeds.part(rows[name]) for name, feeds in self.feeds.items()},
+            pairs=Pairs.of([(sample.image.name, sample.text) for sample in samples]),
+            item_groups=[self.item_groups[item] for item in items],
+            row_groups={name: [self.row_groups[name][row] for row in own] for name, own in rows.items()},
+            samples=samples,
+        )
 
     def queries(self) -> Sequence[Query]:
         """Every image asks for its text, then every text for its image."""

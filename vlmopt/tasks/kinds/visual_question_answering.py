@@ -11,10 +11,10 @@ from torch import Tensor
 
 from vlmopt.core.errors import TaskError
 from vlmopt.core.program import Assembly, Program
-from vlmopt.core.workload import Feed, Outputs
+from vlmopt.core.workload import Outputs
 from vlmopt.tasks.answers import Answer, Query, Slice, label_answers, label_queries, question_slices
 from vlmopt.tasks.dataset import Task
-from vlmopt.tasks.feeding import Feeder, reads_images, reads_texts
+from vlmopt.tasks.feeding import Batches, Feeder, reads_images, reads_texts
 from vlmopt.tasks.scoring import cross_entropy, is_right, percent
 from vlmopt.tasks.splits import Sample
 
@@ -60,7 +60,7 @@ class VisualQuestionAnswering:
 
     fingerprint: str
     n_items: int
-    feeds: Mapping[str, Sequence[Feed]]
+    feeds: Mapping[str, Batches]
     component: str
     targets: Tensor  # [n]
     labels: Sequence[str]
@@ -82,6 +82,16 @@ class VisualQuestionAnswering:
 
     def groups(self, component: str) -> Sequence[str]:
         return self.item_groups
+
+    def rows(self, component: str, items: Sequence[int]) -> Sequence[int]:
+        return items
+
+    def part(self, items: Sequence[int]) -> VisualQuestionAnswering:
+        feeds = {name: feeds.part(items) for name, feeds in self.feeds.items()}
+        samples = [self.samples[item] for item in items]
+        groups = [self.item_groups[item] for item in items]
+        targets = self.targets[list(items)]
+        return replace(self, n_items=len(items), feeds=feeds, targets=targets, samples=samples, item_groups=groups)
 
     def queries(self) -> Sequence[Query]:
         return label_queries(self.samples)

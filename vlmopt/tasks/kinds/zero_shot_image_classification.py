@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlmopt.core.program import Program, Similarity
-from vlmopt.core.workload import Feed, Outputs
+from vlmopt.core.workload import Outputs
 from vlmopt.graph.similarity import class_embeddings, similarity_logits
 from vlmopt.tasks.answers import Answer, Query, Slice, label_answers, label_queries, label_slices
 from vlmopt.tasks.dataset import Task
@@ -48,7 +48,7 @@ class ZeroShotImageClassification:
 
     fingerprint: str
     n_items: int
-    feeds: Mapping[str, Sequence[Feed]]
+    feeds: Mapping[str, Batches]
     image_component: str
     text_component: str | None
     similarity: Similarity
@@ -76,6 +76,16 @@ class ZeroShotImageClassification:
 
     def groups(self, component: str) -> Sequence[str]:
         return self.text_groups if component == self.text_component else self.item_groups
+
+    def rows(self, component: str, items: Sequence[int]) -> Sequence[int]:
+        return items if component == self.image_component else range(len(self.text_groups))
+
+    def part(self, items: Sequence[int]) -> ZeroShotImageClassification:
+        feeds = {name: feeds.part(self.rows(name, items)) for name, feeds in self.feeds.items()}
+        samples = [self.samples[item] for item in items]
+        groups = [self.item_groups[item] for item in items]
+        targets = self.targets[list(items)]
+        return replace(self, n_items=len(items), feeds=feeds, targets=targets, samples=samples, item_groups=groups)
 
     def queries(self) -> Sequence[Query]:
         return label_queries(self.samples)
@@ -119,6 +129,6 @@ def workload(program: Program, task: Task, samples: Sequence[Sample], feeder: Fe
     )
 
 
-def _fixed_feeds(inputs: Mapping[str, Tensor]) -> Sequence[Feed]:
+def _fixed_feeds(inputs: Mapping[str, Tensor]) -> Batches:
     n_rows = len(next(iter(inputs.values())))
-    return Batches(n_rows, lambda start, end: {name: value[start:end] for name, value in inputs.items()})
+    return Batches(n_rows, lambda rows: {name: value[list(rows)] for name, value in inputs.items()})

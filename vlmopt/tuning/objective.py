@@ -1,0 +1,76 @@
+"""What tuning minimises: the loss of the task, and the distance to what the original program computes.
+
+`(1 - a) * task + a * (distance of the outputs + distance of the features)`. Distillation needs no labels: at a = 1 the
+task's loss is left out.
+
+Source: Hinton et al., "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531), section 2, for logits. What
+differs: outputs that are embeddings are compared by their angle, and so are the features that the head reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vlmopt.core.workload import Outputs, Workload
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What the original computes for every row of the fitting split, by component: outputs [n, d_out] and features of
+    the head [n, d]. `are_logits`: the outputs are classes, not embeddings.
+    """
+
+    outputs: Mapping[str, Tensor]
+    features: Mapping[str, Tensor]
+    are_logits: bool
+
+    def of_rows(self, rows: Mapping[str, list[int]]) -> Teacher:
+        """The same for some rows of every component, in this order."""
+        outputs = {name: value[rows[name]] for name, value in self.outputs.items()}
+        features = {name: value[rows[name]] for name, value in self.features.items()}
+        return Teacher(outputs, features, self.are_logits)
+
+
+def objective(
+    workload: Workload,
+    outputs: Outputs,
+    features: Mapping[str, Tensor],
+    teacher: Teacher,
+    *,
+    distillation: float,
+    temperature: float = 2.0,
+) -> Tensor:
+    """The loss of one batch, a scalar in float64.
+
+    Args:
+        outputs, features: of the program that is tuned, rows as the workload feeds them.
+        distillation: share of the distance to the teacher, in [0, 1].
+    """
+    total = torch.zeros((), dtype=torch.float64)
+    if distillation < 1.0:
+        total = total + (1.0 - distillation) * workload.losses(outputs).mean()
+    if distillation > 0.0:
+        for name, wanted in teacher.outputs.items():
+            found = outputs[name].double()
+            distance = _divergence(found, wanted, temperature) if teacher.are_logits else _angle(found, wanted)
+            total = total + distillation * distance
+        for name, wanted in teacher.features.items():
+            total = total + distillation * _angle(features[name].double(), wanted)
+    return total
+
+
+def _divergence(found: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    """Kullback-Leibler divergence of softened classes, scaled so that its gradient does not shrink with temperature."""
+    soft = F.softmax(wanted.double() / temperature, dim=-1)
+    log_found = F.log_softmax(found / temperature, dim=-1)
+    return F.kl_div(log_found, soft, reduction="batchmean") * temperature**2
+
+
+def _angle(found: Tensor, wanted: Tensor) -> Tensor:
+    """Mean of 1 - cos over the rows."""
+    return (1.0 - F.cosine_similarity(found, wanted.double(), dim=-1)).mean()

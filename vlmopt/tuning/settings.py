@@ -1,0 +1,34 @@
+"""How a program is tuned: plain numbers that a recipe holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TuningSettings:
+    """Settings of gradient recovery.
+
+    Args:
+        epochs: passes over the fitting split; the best epoch on validation is kept, epoch 0 (untuned) included.
+        batch_items: items a step.
+        learning_rate: of adapters and kept weights; the head's is `head_factor` times as large.
+        warm_up: share of the steps in which the rate rises from zero; it falls along a cosine to zero afterwards.
+        weight_decay: of matrices; vectors (norms, biases, scales) do not decay.
+        distillation: share of the distance to the original in the loss; 1 needs no labels.
+        patience: epochs without a better validation loss after which tuning stops.
+        precision: "float32", or "bfloat16" for the matrix products.
+        gradient_norm: gradients are scaled down to this norm.
+    """
+
+    epochs: int = 8
+    batch_items: int = 32
+    learning_rate: float = 1e-4
+    head_factor: float = 10.0
+    warm_up: float = 0.1
+    weight_decay: float = 0.05
+    distillation: float = 0.5
+    patience: int = 3
+    precision: str = "float32"
+    gradient_norm: float = 1.0
+    seed: int = 0
