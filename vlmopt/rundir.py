@@ -31,8 +31,9 @@ LEDGER = f"{WORK}/ledger.jsonl"
 LOG = f"{WORK}/log.txt"
 PROFILE_WORK = "10-profile"
 CHOICE_WORK = "15-choice"
+TUNING_WORK = "25-tuning"
 # Folders below `.work/` whose entries are named by a digest of all that they depend on, so that any run may read them.
-MEASURED = (PROFILE_WORK, CHOICE_WORK)
+MEASURED = (PROFILE_WORK, CHOICE_WORK, TUNING_WORK)
 _KEY = f"{WORK}/key"
 _DONE = "done.json"
 

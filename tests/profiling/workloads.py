@@ -59,6 +59,13 @@ class Classification:
     def groups(self, component: str) -> Sequence[str]:
         return self.group_names
 
+    def rows(self, component: str, items: Sequence[int]) -> Sequence[int]:
+        return items
+
+    def part(self, items: Sequence[int]) -> Classification:
+        names = [self.group_names[item] for item in items]
+        return replace(self, x=self.x[list(items)], targets=self.targets[list(items)], group_names=names)
+
 
 class Planted(nn.Module):
     """Blocks 0 and 2 write noise-like features, block 1 writes |x0|, block 3 writes nothing; the head is all zeros.

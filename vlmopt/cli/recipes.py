@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vlmopt.recipe import Recipe
 
-_KEYS = {"max_drop": "budgets.max_drop", "profile_file": "profile.file"}
+_KEYS = {"max_drop": "budgets.max_drop", "profile_file": "profile.file", "recover": "recovery.level"}
 
 
 def recipe_of(file: Path | None, given: Mapping[str, object]) -> Recipe:

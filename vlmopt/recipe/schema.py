@@ -55,6 +55,28 @@ class ProfileSettings(_Section):
     num_samples: Annotated[int, Field(ge=2)] = 512
 
 
+class RecoverySettings(_Section):
+    """What follows a cut. `head`: heads are fitted anew in closed form. `adapters` and `weights`: then the inserted
+    adapters, or all kept weights, are trained together with the heads; the other fields say how.
+    """
+
+    level: Literal["head", "adapters", "weights"] = "head"
+    epochs: Annotated[int, Field(ge=1)] = 8
+    batch_items: Annotated[int, Field(ge=2)] = 32
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-5
+    head_factor: Annotated[float, Field(gt=0)] = 1.0
+    warm_up: Annotated[float, Field(ge=0, le=1)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    distillation: Annotated[float, Field(ge=0, le=1)] = 0.5
+    patience: Annotated[int, Field(ge=1)] = 3
+    precision: Literal["float32", "bfloat16"] = "float32"
+    gradient_norm: Annotated[float, Field(gt=0)] = 1.0
+
+    @property
+    def trains(self) -> bool:
+        return self.level != "head"
+
+
 class VerifySettings(_Section):
     """Which optional gates decide whether an artifact is published."""
 
@@ -83,6 +105,7 @@ class Recipe(_Section):
     max_sites: Annotated[int, Field(ge=0)] | None = None
     pass_dirs: tuple[str, ...] = ()
     allow_pickle: bool = False
+    recovery: RecoverySettings = RecoverySettings()
     verify: VerifySettings = VerifySettings()
 
     @field_validator("emit", "passes", "pass_dirs", mode="before")

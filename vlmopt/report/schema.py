@@ -201,6 +201,25 @@ class PlanSection(_Section):
     trials: tuple[TrialSection, ...] = ()
 
 
+class EpochSection(_Section):
+    """One pass over the fitting split; epoch 0 is the program before training. `validation_score` is in [0, 1]."""
+
+    number: int
+    train_loss: float | None
+    validation_loss: float
+    validation_score: float
+    seconds: float
+
+
+class RecoverySection(_Section):
+    """How the kept weights or adapters were trained behind the cut; the best epoch on validation is in the artifact."""
+
+    level: str
+    n_trainable: int
+    best_epoch: int
+    epochs: tuple[EpochSection, ...]
+
+
 class MachineSection(_Section):
     """Where latency was measured and the run took place."""
 
@@ -239,6 +258,7 @@ class Report(_Section):
     gates: tuple[GateSection, ...] = ()
     stages: tuple[StageSection, ...] = ()
     plan: PlanSection | None = None
+    recovery: RecoverySection | None = None
     machine: MachineSection | None = None
     recipe: str = ""  # the resolved recipe, as YAML
     reproduce: str = ""

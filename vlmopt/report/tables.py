@@ -26,7 +26,7 @@ class Table:
 
 def report_tables(report: Report) -> list[Table]:
     """Before and after, groups, what was cut, passes, gates and stages; a table without rows is left out."""
-    makers = (_before_after, _groups, _branches, _passes, _refusals, _gates, _stages)
+    makers = (_before_after, _groups, _branches, _recovery, _passes, _refusals, _gates, _stages)
     return [table for table in (make(report) for make in makers) if table.rows]
 
 
@@ -118,6 +118,21 @@ def _branch_row(branch: BranchSection) -> tuple[str, ...]:
         score += f" ± {branch.stderr:.4f}"
     kept = "kept" if branch.kept else "cut"
     return branch.component, branch.name, branch.kind, kept, count(branch.params), count(branch.macs), score
+
+
+def _recovery(report: Report) -> Table:
+    columns = ("epoch", "training loss", "validation loss", "validation metric (%)", "seconds")
+    if report.recovery is None:
+        return Table("Recovery", columns, ())
+    found = report.recovery
+    rows = []
+    for epoch in found.epochs:
+        loss = "" if epoch.train_loss is None else f"{epoch.train_loss:.4f}"
+        is_best = " (kept)" if epoch.number == found.best_epoch else ""
+        numbers = (loss, f"{epoch.validation_loss:.4f}", points(epoch.validation_score), f"{epoch.seconds:.1f}")
+        rows.append((f"{epoch.number}{is_best}", *numbers))
+    note = f"{count(found.n_trainable)} {found.level} were trained; epoch 0 is the program before."
+    return Table("Recovery", columns, tuple(rows), note=note)
 
 
 def _passes(report: Report) -> Table:

@@ -29,10 +29,10 @@ from vlmopt.tuning.trainable import Wanted, frozen, trainable_copy
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of the history; `train_loss` is NaN for epoch 0, the program before tuning."""
+    """One line of the history; `train_loss` is None for epoch 0, the program before tuning."""
 
     number: int
-    train_loss: float
+    train_loss: float | None
     validation_loss: float
     validation_score: float  # mean of the item scores, in [0, 1]
     seconds: float
@@ -158,7 +158,7 @@ class _Training:
 
     def run(self) -> None:
         if not self._resume():
-            self._look(0, float("nan"), 0.0)
+            self._look(0, None, 0.0)
         for number in range(len(self.history), self.settings.epochs + 1):
             if number - 1 - self.best >= self.settings.patience:
                 break
@@ -216,7 +216,7 @@ class _Training:
             features[name] = torch.cat([one[1] for one in made]).float()
         return outputs, features
 
-    def _look(self, number: int, loss: float, seconds: float) -> None:
+    def _look(self, number: int, loss: float | None, seconds: float) -> None:
         """Measures the program on the validation workload and keeps its weights where it is the best so far."""
         outputs = {}
         for name, feeds in self.check.feeds.items():

@@ -23,8 +23,8 @@ class TuningSettings:
 
     epochs: int = 8
     batch_items: int = 32
-    learning_rate: float = 1e-4
-    head_factor: float = 10.0
+    learning_rate: float = 3e-5
+    head_factor: float = 1.0
     warm_up: float = 0.1
     weight_decay: float = 0.05
     distillation: float = 0.5

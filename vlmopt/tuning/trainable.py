@@ -71,13 +71,25 @@ def _weights(found: nn.Module | torch.Tensor, key: str) -> dict[str, nn.Paramete
 def _own(
     found: nn.Module | torch.Tensor, key: str, wanted: Wanted, copies: dict[int, nn.Module | nn.Parameter]
 ) -> nn.Module | torch.Tensor:
-    """The leaf or parameter itself where nothing of it trains, else the copy of it that every place shares."""
-    names = [name for name, weight in _weights(found, key).items() if weight.is_floating_point() and wanted(name)]
-    if not names:
+    """The leaf or parameter as it is to be called: every place that shared the one shares the other.
+
+    What trains is copied; what does not keeps its storage, and takes no gradient even where it did before.
+    """
+    weights = _weights(found, key)
+    names = {name for name, weight in weights.items() if weight.is_floating_point() and wanted(name)}
+    if not names and not any(weight.requires_grad for weight in weights.values()):
         return found
     if id(found) not in copies:
-        own = copy.deepcopy(found) if isinstance(found, nn.Module) else nn.Parameter(found.detach().clone())
-        for name, weight in _weights(own, key).items():
-            weight.requires_grad_(name in names)
-        copies[id(found)] = own
+        copies[id(found)] = _copied(found, key, names)
     return copies[id(found)]
+
+
+def _copied(found: nn.Module | torch.Tensor, key: str, names: set[str]) -> nn.Module | nn.Parameter:
+    def copied(name: str, weight: torch.Tensor) -> nn.Parameter:
+        value = weight.detach()
+        return nn.Parameter(value.clone() if name in names else value, requires_grad=name in names)
+
+    if isinstance(found, torch.Tensor):
+        return copied(key, found)
+    memo = {id(weight): copied(f"{key}.{name}", weight) for name, weight in found.named_parameters()}
+    return copy.deepcopy(found, memo)

@@ -83,6 +83,13 @@ def choice_key(state: RunState, bound: OpenedTask, program: Program, plan: Plan,
     return _key([*_surroundings(state, bound), state.recipe.budgets.max_drop, *workloads, sites, importance, *programs])
 
 
+def tuning_key(state: RunState, bound: OpenedTask, program: Program, *, workloads: list[str]) -> str:
+    """A digest of all that a training depends on: the program before it, the original, data and settings."""
+    programs = [program_text(program), _weights(program), program_text(state.reference), _weights(state.reference)]
+    settings = state.recipe.recovery.model_dump(mode="json")
+    return _key([*_surroundings(state, bound), settings, *workloads, *programs])
+
+
 def kept_choice(run: RunDirectory, key: str) -> MeasuredChoice | None:
     """The choice that an earlier try made under this key."""
     with suppress(FileNotFoundError, json.JSONDecodeError, ValidationError):

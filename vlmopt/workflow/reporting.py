@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -43,6 +44,7 @@ def report_of(state: RunState, steps: Sequence[StepResult], evidence: Evidence) 
             if "seconds" in entry
         ],
         "plan": _plan_section(state),
+        "recovery": _recovery_section(state),
         "machine": _machine_section(evidence),
         "recipe": recipe.read_text(encoding="utf-8"),
         "reproduce": f"vlmopt optimize --recipe {shlex.quote(str(state.run.final / RECIPE))} -o NEW_FOLDER",
@@ -101,6 +103,17 @@ def _seconds(state: RunState, result: StepResult) -> float | None:
     """How long the step took, planning and measuring included."""
     stage = f"20-passes/{result.step:02d}-{result.name}"
     return next((entry["seconds"] for entry in state.ledger.entries if entry["stage"] == stage), None)
+
+
+def _recovery_section(state: RunState) -> dict[str, Any] | None:
+    if state.tuned is None:
+        return None
+    return {
+        "level": state.recipe.recovery.level,
+        "n_trainable": state.tuned.n_trainable,
+        "best_epoch": state.tuned.best,
+        "epochs": [asdict(epoch) for epoch in state.tuned.history],
+    }
 
 
 def _plan_section(state: RunState) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from vlmopt.profiling.document import Profile
 from vlmopt.recipe.schema import Recipe
 from vlmopt.rundir import RunDirectory
 from vlmopt.tasks.binding import TaskWorkload
+from vlmopt.tuning.gradient import Tuned
 from vlmopt.verify.parity import Gate
 from vlmopt.workflow.opening import OpenedModel, OpenedTask
 
@@ -29,7 +30,7 @@ class RunState:
 
     `reference` is the original as exact and close passes left it before the first cut: what heads without labels are
     fitted to reproduce. `choice` is what the planner chose last, measured on `choice_items` items; None where the
-    recipe names every site.
+    recipe names every site. `tuned` is how training went, where the recipe asks for it.
     """
 
     recipe: Recipe
@@ -43,6 +44,7 @@ class RunState:
     importance: dict[str, float] = field(default_factory=dict)
     choice: Choice | None = None
     choice_items: int = 0
+    tuned: Tuned | None = None
     gates: list[Gate] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     _original: Program | None = None

@@ -10,10 +10,9 @@ from vlmopt.core.errors import GateError
 from vlmopt.core.guarding import DEFAULT_TIME_LIMIT_S
 from vlmopt.core.program import Program
 from vlmopt.rewrite.pipeline import Observer, StepResult, run_step
-from vlmopt.tuning.closed_form import recover_heads
 from vlmopt.verify.parity import check_step
 from vlmopt.workflow.choosing import choose_sites
-from vlmopt.workflow.opening import LazyOutputs
+from vlmopt.workflow.recovering import recovered, trains_after, tuned
 from vlmopt.workflow.run_state import RunState
 
 
@@ -38,6 +37,7 @@ def run_passes(
     program, steps = state.original, list[StepResult]()
     state.reference = state.original
     limits = [limit for limit in (fuel, state.recipe.max_sites) if limit is not None]
+    training = trains_after(passes, state.recipe.recovery)
     for number, pass_ in enumerate(passes, 1):
         left = None if not limits else max(0, min(limits) - sum(len(done.applied) for done in steps))
         with state.progress.stage(f"pass {pass_.name}"), state.ledger.timed(f"20-passes/{number:02d}-{pass_.name}"):
@@ -55,6 +55,8 @@ def run_passes(
             _note(state, result)
             hold_to_promise(state, program, result)
             program = recovered(state, result)
+            if number == training and any(step.promise is Promise.LOSSY and step.applied for step in steps):
+                program = tuned(state, program)
             if all(step.promise is not Promise.LOSSY or not step.applied for step in steps):
                 state.reference = program
     state.optimized = program
@@ -82,15 +84,3 @@ def hold_to_promise(state: RunState, before: Program, result: StepResult) -> Non
         if not gate.passed:
             found = f"changed the result by {gate.found:.2g} of the largest output"
             raise GateError(f"step {result.step} {result.name}", found, expected=f"at most {gate.allowed:.0e}")
-
-
-def recovered(state: RunState, result: StepResult) -> Program:
-    """After a cut the heads behind it are fitted anew on the whole profile split."""
-    cut = frozenset(site.component for site in result.applied)
-    if result.promise is not Promise.LOSSY or not cut or state.bound is None:
-        return result.program
-    fit = state.bound.source.workload(result.program, "profile", limit=state.recipe.num_samples)
-    reference = LazyOutputs(state.reference, fit, progress=state.progress)
-    return recover_heads(
-        result.program, fit, reference, components=cut, progress=state.progress, seed=state.recipe.seed
-    )

@@ -26,6 +26,11 @@ from vlmopt.cli.watching import choose_steps, make_watch, split_switches, switch
     metavar="POINTS",
     help="Points of the metric that may be lost.  [default: 1 with a task and no recipe]",
 )
+@click.option(
+    "--recover",
+    type=click.Choice(("head", "adapters", "weights")),
+    help="After the cut: fit heads anew; then also train inserted adapters, or all kept weights.  [default: head]",
+)
 @options.emit()
 @click.option("--opset", type=click.IntRange(min=1), metavar="N", help="ONNX operator set.  [default: 20]")
 @options.device()

@@ -16,8 +16,8 @@ from vlmopt.core.program import Program
 from vlmopt.graph.kept_weights import KeptWeights
 from vlmopt.rewrite.pipeline import Choose, Observer, StepResult, run_step
 from vlmopt.workflow.choosing import choose_sites
+from vlmopt.workflow.recovering import recovered
 from vlmopt.workflow.run_state import RunState
-from vlmopt.workflow.stepping import recovered
 
 
 @dataclass(frozen=True)

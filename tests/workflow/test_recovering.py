@@ -1,0 +1,105 @@
+"""Training as a part of a run: it is in the report and the recipe, goes on after a stop, and refuses what cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from vlmopt.cli import entry
+from vlmopt.rundir import TUNING_WORK
+from vlmopt.tuning.gradient import Epoch, State
+from vlmopt.workflow import recovering
+from vlmopt.workflow.recovering import FileStore
+
+Capture = pytest.CaptureFixture[str]
+CUT = {"skip-branches": {"branches": ["*layers.1.*"]}}
+
+
+def recipe_file(folder: Path, clip: Path, task: Path | None, **recovery: object) -> Path:
+    content = {
+        "model": str(clip),
+        "passes": ["canonicalize", CUT, "fold-constants"],
+        "recovery": {"level": "weights", "epochs": 2, "learning_rate": 1e-3, **recovery},
+        "verify": {"max_drop_gate": False},
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content | ({"task": str(task)} if task else {})))
+    return path
+
+
+def optimize(*words: object) -> int:
+    return entry.run(["optimize", "-q", *(str(word) for word in words)])
+
+
+def test_a_run_that_trains_says_how_it_went_and_repeats_itself(clip: Path, colours: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert optimize("--recipe", recipe_file(tmp_path, clip, colours), "-o", out) == 0
+    report = json.loads((out / "report.json").read_text())
+    recovery = report["recovery"]
+    assert (recovery["level"], [epoch["number"] for epoch in recovery["epochs"]]) == ("weights", [0, 1, 2])
+    losses = [epoch["validation_loss"] for epoch in recovery["epochs"]]
+    assert recovery["best_epoch"] == losses.index(min(losses))
+    assert recovery["n_trainable"] == report["result"]["cost"]["optimized"]["parameters"]
+    assert "Training after the cut" in (out / "report.html").read_text()
+    assert not (out / ".work" / TUNING_WORK).exists()
+    assert optimize("--recipe", out / "recipe.yaml", "-o", tmp_path / "again") == 0
+    assert (tmp_path / "again" / "image_encoder.onnx").read_bytes() == (out / "image_encoder.onnx").read_bytes()
+
+
+def test_a_run_stopped_while_it_trains_goes_on_from_the_last_epoch(
+    clip: Path, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_file(tmp_path, clip, colours)
+    assert optimize("--recipe", recipe, "-o", tmp_path / "whole") == 0
+    save = FileStore.save
+
+    def stopped(store: FileStore, state: State) -> None:
+        save(store, state)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recovering.FileStore, "save", stopped)
+        assert optimize("--recipe", recipe, "-o", tmp_path / "out") == 130
+    assert not (tmp_path / "out").exists()
+    (kept,) = (tmp_path / ".out.partial" / ".work" / TUNING_WORK).glob("*/state.safetensors")
+    assert [epoch.number for epoch in FileStore(kept.parent).load().history] == [0, 1]  # type: ignore[union-attr]
+    assert optimize("--recipe", recipe, "-o", tmp_path / "out") == 0
+    whole, resumed = (tmp_path / name / "image_encoder.onnx" for name in ("whole", "out"))
+    assert whole.read_bytes() == resumed.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("has_task", "recovery", "said"),
+    [
+        (False, {}, "recovery: weights trains on a task"),
+        (True, {"level": "adapters", "epochs": 1}, "only the heads would be trained"),
+        (True, {"level": "everything"}, "recovery.level"),
+        (True, {"epoch": 3}, "recovery.epoch"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_in_one_line(
+    clip: Path, colours: Path, tmp_path: Path, capsys: Capture, has_task: bool, recovery: dict[str, object], said: str
+) -> None:
+    recipe = recipe_file(tmp_path, clip, colours if has_task else None, **recovery)
+    assert optimize("--recipe", recipe, "-o", tmp_path / "out") == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert said in lines[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_state_comes_back_as_it_was_and_a_torn_file_counts_as_none(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    assert store.load() is None
+    state = State({"now|w": torch.arange(6.0).reshape(2, 3)}, 7, 1, (Epoch(0, None, 2.0, 0.25, 0.0),))
+    store.save(state)
+    found = store.load()
+    assert found is not None
+    assert torch.equal(found.tensors["now|w"], state.tensors["now|w"])
+    assert (found.step, found.best, found.history) == (7, 1, state.history)
+    path = tmp_path / "state.safetensors"
+    path.write_bytes(path.read_bytes()[:40])
+    assert store.load() is None

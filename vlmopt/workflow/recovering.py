@@ -1,0 +1,130 @@
+"""What follows a cut: heads fitted anew, closed-form compensation, and training where the recipe asks for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from vlmopt.core.contract import Pass, Promise
+from vlmopt.core.errors import TuningError
+from vlmopt.core.program import Program
+from vlmopt.recipe.schema import RecoverySettings
+from vlmopt.rewrite.pipeline import StepResult
+from vlmopt.rundir import TUNING_WORK, atomic_write
+from vlmopt.tuning.closed_form import recover_heads
+from vlmopt.tuning.gradient import Epoch, State, Tuned, teacher_of, tune
+from vlmopt.tuning.settings import TuningSettings
+from vlmopt.workflow.opening import LazyOutputs
+from vlmopt.workflow.remembering import tuning_key
+from vlmopt.workflow.run_state import RunState
+
+ADAPTERS = "adapters."  # where passes put what they insert
+_STATE = "state.safetensors"
+
+
+def recovered(state: RunState, result: StepResult) -> Program:
+    """After a cut the heads behind it are fitted anew on the whole profile split."""
+    cut = frozenset(site.component for site in result.applied)
+    if result.promise is not Promise.LOSSY or not cut or state.bound is None:
+        return result.program
+    fit = state.bound.source.workload(result.program, "profile", limit=state.recipe.num_samples)
+    reference = LazyOutputs(state.reference, fit, progress=state.progress)
+    return recover_heads(
+        result.program, fit, reference, components=cut, progress=state.progress, seed=state.recipe.seed
+    )
+
+
+def trains_after(passes: Sequence[Pass], recovery: RecoverySettings) -> int | None:
+    """The number of the step behind which the recipe's training takes place: the last that changes the function."""
+    if not recovery.trains:
+        return None
+    return max((number for number, pass_ in enumerate(passes, 1) if pass_.promise is Promise.LOSSY), default=None)
+
+
+def tuned(state: RunState, program: Program) -> Program:
+    """The program after training on the profile split, judged on the validation split after every epoch.
+
+    Raises:
+        TuningError: there is no task to train on, nothing to train, or a loss that is not finite.
+    """
+    recipe, recovery = state.recipe, state.recipe.recovery
+    if state.bound is None:
+        raise TuningError("recovery", f"{recovery.level} trains on a task", remedy="give the recipe a task")
+    wanted = _Wanted(program, recovery.level)
+    if recovery.level == ADAPTERS.rstrip(".") and not wanted.finds_adapters():
+        raise TuningError(
+            "recovery",
+            "the program holds no adapters, so only the heads would be trained",
+            remedy="insert adapters with a pass (`vlmopt passes list`), or train with level: weights",
+        )
+    fit = state.bound.source.workload(program, "profile", limit=recipe.num_samples)
+    check = state.bound.source.workload(program, "validation", limit=recipe.num_samples)
+    settings = TuningSettings(**recovery.model_dump(exclude={"level"}), seed=recipe.seed)
+    key = tuning_key(state, state.bound, program, workloads=[fit.fingerprint, check.fingerprint])
+    store = FileStore(state.run.work(f"{TUNING_WORK}/{key}"))
+    with state.stage("tuning"):
+        teacher = teacher_of(state.reference, fit, progress=state.progress)
+        found = tune(program, wanted, fit, check, teacher, settings, progress=state.progress, store=store)
+    state.tuned = found
+    best = found.history[found.best]
+    history = [asdict(epoch) for epoch in found.history]
+    state.ledger.note("tuning", recovery.level, best=found.best, n_trainable=found.n_trainable, history=history)
+    state.progress.message(_line(found, best))
+    return found.program
+
+
+def _line(found: Tuned, best: Epoch) -> str:
+    before = found.history[0]
+    return (
+        f"tuning: {found.n_trainable:,} weights, best of {len(found.history) - 1} epochs is {found.best}; "
+        f"validation loss {before.validation_loss:.4g} to {best.validation_loss:.4g}, "
+        f"metric {100 * before.validation_score:.1f} to {100 * best.validation_score:.1f}"
+    )
+
+
+class _Wanted:
+    """Which weights a level trains: all of them, or adapters; heads always."""
+
+    def __init__(self, program: Program, level: str) -> None:
+        self._is_all = level == "weights"
+        self._heads = tuple(f"{name}/{path}." for name, path in program.heads.items())
+        self._program = program
+
+    def finds_adapters(self) -> bool:
+        graphs = [component.graph for component in self._program.components.values()]
+        return any(name.startswith(ADAPTERS) for graph in graphs for name, _ in graph.named_parameters())
+
+    def __call__(self, key: str) -> bool:
+        path = key.partition("/")[2]
+        return self._is_all or path.startswith(ADAPTERS) or key.startswith(self._heads)
+
+
+class FileStore:
+    """Keeps the state of a training in one file, written atomically: a killed run loses one epoch at most."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / _STATE
+
+    def load(self) -> State | None:
+        """What was saved last; None where nothing was, or where the file was torn by a crash."""
+        with suppress(SafetensorError, FileNotFoundError, ValidationError, KeyError, TypeError):
+            with safe_open(self._path, framework="pt") as file:
+                facts = json.loads(file.metadata()["facts"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            history = TypeAdapter(tuple[Epoch, ...]).validate_python(facts["history"])
+            return State(tensors, int(facts["step"]), int(facts["best"]), history)
+        return None
+
+    def save(self, state: State) -> None:
+        facts = {"step": state.step, "best": state.best, "history": [asdict(epoch) for epoch in state.history]}
+        tensors = {name: tensor.contiguous().clone() for name, tensor in state.tensors.items()}
+        with torch.no_grad():
+            atomic_write(self._path, save(tensors, metadata={"facts": json.dumps(facts)}))
