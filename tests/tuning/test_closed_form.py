@@ -13,7 +13,7 @@ from vlmopt.graph.modules import get_at
 from vlmopt.graph.replay import run_component
 from vlmopt.registry import make_pass
 from vlmopt.rewrite.pipeline import program_text, run_step
-from vlmopt.tuning.closed_form import has_unfitted_head, recover_heads
+from vlmopt.tuning.closed_form import has_unfitted_head, recover_closed_form, recover_heads
 
 FIT, CHECK = planted_workload(seed=1), planted_workload(seed=2)
 
@@ -71,3 +71,32 @@ def test_fitting_twice_gives_the_same_weights() -> None:
 def test_few_samples_are_enough_to_fit_something_finite(n: int) -> None:
     small = Classification(FIT.x[:n], FIT.targets[:n], [str(i) for i in range(n)])
     assert accuracy(with_head(planted_program(), small)) > 40
+
+
+def test_compensation_is_taken_where_rows_that_the_fit_has_not_seen_lose_less() -> None:
+    original = with_head(shifted(planted_program()), FIT)
+    step = make_pass("skip-branches", {"branches": ["layers.2.ffn"]})
+    cut = run_step(original, step, Context(), step=1).program
+    reference = {"model": run_component(original.components["model"], FIT.feeds["model"])}
+    found = recover_closed_form(
+        cut, original, FIT, reference, components=frozenset({"model"}), progress=Silent(), seed=0
+    )
+    alone, compensated = found.losses["model"]
+    assert (compensated < alone) == ("model" in found.compensations)
+    assert accuracy(found.program) > accuracy(original) - 3
+    for one in found.compensations.get("model", ()):
+        assert one.after <= one.before
+
+
+def test_a_compensation_that_is_no_better_is_left_out() -> None:
+    original = with_head(planted_program(), FIT)
+    step = make_pass("skip-branches", {"branches": ["layers.3.ffn"]})  # adds nothing, so nothing can be gained
+    cut = run_step(original, step, Context(), step=1).program
+    reference = {"model": run_component(original.components["model"], FIT.feeds["model"])}
+    part = frozenset({"model"})
+    found = recover_closed_form(cut, original, FIT, reference, components=part, progress=Silent(), seed=0)
+    plain = recover_heads(cut, FIT, reference, components=part, progress=Silent(), seed=0)
+    alone, compensated = found.losses["model"]
+    if compensated >= alone:
+        assert found.compensations == {}
+    assert accuracy(found.program) == pytest.approx(accuracy(plain), abs=2)

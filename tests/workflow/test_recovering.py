@@ -72,6 +72,21 @@ def test_a_run_stopped_while_it_trains_goes_on_from_the_last_epoch(
     assert whole.read_bytes() == resumed.read_bytes()
 
 
+def test_closed_form_recovery_compares_heads_alone_with_kept_branches_fitted_too(
+    clip: Path, colours: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    recipe = recipe_file(tmp_path, clip, colours, level="closed-form")
+    assert optimize("--recipe", recipe, "-o", out) == 0
+    entries = [json.loads(line) for line in (out / ".work" / "ledger.jsonl").read_text().splitlines()]
+    (found,) = [entry for entry in entries if entry["stage"] == "compensation"]
+    assert found["event"] == "image_encoder"
+    assert (found["compensated"] < found["heads_alone"]) == bool(found["fits"])
+    assert all(fit["after"] <= fit["before"] for fit in found["fits"])
+    assert optimize("--recipe", out / "recipe.yaml", "-o", tmp_path / "again") == 0
+    assert (tmp_path / "again" / "image_encoder.onnx").read_bytes() == (out / "image_encoder.onnx").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("has_task", "recovery", "said"),
     [

@@ -56,25 +56,27 @@ class ProfileSettings(_Section):
 
 
 class RecoverySettings(_Section):
-    """What follows a cut. `head`: heads are fitted anew in closed form. `adapters` and `weights`: then the inserted
-    adapters, or all kept weights, are trained together with the heads; the other fields say how.
+    """What follows a cut. `head`: heads are fitted anew in closed form. `closed-form`: kept branches are fitted to the
+    original's stream as well, where that is better. `adapters` and `weights`: heads are fitted, then the inserted
+    adapters, or all kept weights, are trained together with them; the other fields say how.
     """
 
-    level: Literal["head", "adapters", "weights"] = "head"
+    level: Literal["head", "closed-form", "adapters", "weights"] = "head"
     epochs: Annotated[int, Field(ge=1)] = 8
     batch_items: Annotated[int, Field(ge=2)] = 32
     learning_rate: Annotated[float, Field(gt=0)] = 3e-5
     head_factor: Annotated[float, Field(gt=0)] = 1.0
     warm_up: Annotated[float, Field(ge=0, le=1)] = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    distillation: Annotated[float, Field(ge=0, le=1)] = 0.5
+    distillation: Annotated[float, Field(ge=0, le=1)] = 0.0
+    feature_distillation: Annotated[float, Field(ge=0)] = 0.0
     patience: Annotated[int, Field(ge=1)] = 3
     precision: Literal["float32", "bfloat16"] = "float32"
     gradient_norm: Annotated[float, Field(gt=0)] = 1.0
 
     @property
     def trains(self) -> bool:
-        return self.level != "head"
+        return self.level in ("adapters", "weights")
 
 
 class VerifySettings(_Section):

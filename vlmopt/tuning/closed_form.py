@@ -1,16 +1,21 @@
-"""Closed-form recovery: the task head is re-fitted by least squares, without a gradient step."""
+"""Closed-form recovery: kept branches are fitted to what the original does, heads to the task; no gradient step."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from vlmopt.core.program import Program
+from vlmopt.core.program import Component, Program
 from vlmopt.core.progress import Progress
-from vlmopt.core.workload import Outputs, Workload
+from vlmopt.core.workload import Feed, Outputs, Workload
 from vlmopt.graph.head import head_features, head_module
-from vlmopt.graph.refit import refit_heads
+from vlmopt.graph.refit import fit_head, prior_weight, refit_heads
+from vlmopt.graph.relevance import token_relevance
 from vlmopt.graph.replay import run_component
+from vlmopt.tuning.compensation import Compensation, compensated
 
 
 def has_unfitted_head(program: Program) -> bool:
@@ -41,3 +46,88 @@ def recover_heads(
         features[name] = run_component(component, tracked, target)
     with torch.no_grad():
         return refit_heads(program, features, workload, reference, seed=seed)
+
+
+# Compensation looks at so many rows at once: their streams and one layer's hidden values are in memory together.
+COMPENSATION_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """The program with heads fitted; `compensations` by component, where they were better and so are taken over."""
+
+    program: Program
+    compensations: Mapping[str, tuple[Compensation, ...]]
+    losses: Mapping[str, tuple[float, float]]  # by component: held-out loss with heads alone, and compensated
+
+
+def recover_closed_form(
+    program: Program,
+    original: Program,
+    workload: Workload,
+    reference: Outputs,
+    *,
+    components: frozenset[str],
+    progress: Progress,
+    seed: int,
+) -> Recovered:
+    """Compensates the cut components and fits their heads; a component stays as it was cut where that is better.
+
+    Better is the smaller task loss on rows that the head's fit has not seen. Components without a head to fit are
+    compared as they are.
+
+    Args:
+        original: the program before the cut, whose streams the kept branches are fitted to.
+        reference: the original's outputs on the same samples.
+    """
+    plain = recover_heads(program, workload, reference, components=components, progress=progress, seed=seed)
+    parts, taken, losses = dict(program.components), {}, {}
+    for name in sorted(components & program.components.keys() & original.components.keys()):
+        made, found = _compensated(program, original, name, workload, progress)
+        if not found:
+            continue
+        both = [_held_out_loss(program, one, name, workload, reference, progress, seed) for one in (parts[name], made)]
+        losses[name] = (both[0], both[1])
+        if both[1] < both[0]:
+            parts[name], taken[name] = made, found
+    if not taken:
+        return Recovered(plain, {}, losses)
+    better = program.with_components(parts)
+    better = recover_heads(better, workload, reference, components=components, progress=progress, seed=seed)
+    return Recovered(better, taken, losses)
+
+
+def _compensated(
+    program: Program, original: Program, name: str, workload: Workload, progress: Progress
+) -> tuple[Component, tuple[Compensation, ...]]:
+    feeds: list[Feed] = []
+    n_rows = 0
+    for feed in workload.feeds[name]:
+        feeds.append(feed)
+        n_rows += len(next(iter(feed.values())))
+        if n_rows >= COMPENSATION_ROWS:
+            break
+    component = original.components[name]
+    features = head_features(component, original.heads.get(name))
+    with progress.stage(f"compensation {name}"):
+        relevance = token_relevance(component, features, feeds[0])
+        return compensated(program.components[name], component, feeds, relevance)
+
+
+def _held_out_loss(
+    program: Program,
+    component: Component,
+    name: str,
+    workload: Workload,
+    reference: Outputs,
+    progress: Progress,
+    seed: int,
+) -> float:
+    """Task loss with this component, its head cross-fitted, everything else being the reference."""
+    feeds = progress.track(workload.feeds[name], f"comparing {name}", total=len(workload.feeds[name]))
+    values = run_component(component, feeds, head_features(component, program.heads.get(name)))
+    fit = fit_head(name, values, workload, reference, prior=prior_weight(program, name), seed=seed)
+    if fit is not None:
+        values = fit.held_out
+    others = {other: reference[other] for other in reference if other != name}
+    return float(workload.losses({**others, name: values}).mean())

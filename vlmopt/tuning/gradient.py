@@ -184,7 +184,14 @@ class _Training:
         part = self.fit.part(items)
         rows = {name: list(self.fit.rows(name, items)) for name in self.fit.feeds}
         outputs, features = self._run(part)
-        loss = objective(part, outputs, features, self.teacher.of_rows(rows), distillation=self.settings.distillation)
+        loss = objective(
+            part,
+            outputs,
+            features,
+            self.teacher.of_rows(rows),
+            distillation=self.settings.distillation,
+            feature_distillation=self.settings.feature_distillation,
+        )
         if not torch.isfinite(loss):
             raise TuningError(
                 f"tuning, step {self.step + 1}", "the loss is not a finite number",

@@ -1,7 +1,8 @@
 """What tuning minimises: the loss of the task, and the distance to what the original program computes.
 
-`(1 - a) * task + a * (distance of the outputs + distance of the features)`. Distillation needs no labels: at a = 1 the
-task's loss is left out.
+`(1 - a) * task + a * (distance of the outputs) + f * (distance of the features)`. Distillation needs no labels: at
+a = 1 the task's loss is left out. The features of a cut program lie elsewhere than the original's, and a head that was
+fitted to them breaks while they are drawn over, so f is 0 unless it is asked for.
 
 Source: Hinton et al., "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531), section 2, for logits. What
 differs: outputs that are embeddings are compared by their angle, and so are the features that the head reads.
@@ -43,13 +44,15 @@ def objective(
     teacher: Teacher,
     *,
     distillation: float,
+    feature_distillation: float = 0.0,
     temperature: float = 2.0,
 ) -> Tensor:
     """The loss of one batch, a scalar in float64.
 
     Args:
         outputs, features: of the program that is tuned, rows as the workload feeds them.
-        distillation: share of the distance to the teacher, in [0, 1].
+        distillation: share of the distance to the teacher's outputs, in [0, 1].
+        feature_distillation: weight of the distance to the features that its head reads.
     """
     total = torch.zeros((), dtype=torch.float64)
     if distillation < 1.0:
@@ -59,8 +62,9 @@ def objective(
             found = outputs[name].double()
             distance = _divergence(found, wanted, temperature) if teacher.are_logits else _angle(found, wanted)
             total = total + distillation * distance
+    if feature_distillation > 0.0:
         for name, wanted in teacher.features.items():
-            total = total + distillation * _angle(features[name].double(), wanted)
+            total = total + feature_distillation * _angle(features[name].double(), wanted)
     return total
 
 

@@ -15,7 +15,8 @@ class TuningSettings:
         learning_rate: of adapters and kept weights; the head's is `head_factor` times as large.
         warm_up: share of the steps in which the rate rises from zero; it falls along a cosine to zero afterwards.
         weight_decay: of matrices; vectors (norms, biases, scales) do not decay.
-        distillation: share of the distance to the original in the loss; 1 needs no labels.
+        distillation: share of the distance to the original's outputs in the loss; 1 needs no labels.
+        feature_distillation: weight of the distance to the features that the original's head reads.
         patience: epochs without a better validation loss after which tuning stops.
         precision: "float32", or "bfloat16" for the matrix products.
         gradient_norm: gradients are scaled down to this norm.
@@ -27,7 +28,8 @@ class TuningSettings:
     head_factor: float = 1.0
     warm_up: float = 0.1
     weight_decay: float = 0.05
-    distillation: float = 0.5
+    distillation: float = 0.0
+    feature_distillation: float = 0.0
     patience: int = 3
     precision: str = "float32"
     gradient_norm: float = 1.0

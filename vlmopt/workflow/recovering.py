@@ -19,7 +19,7 @@ from vlmopt.core.program import Program
 from vlmopt.recipe.schema import RecoverySettings
 from vlmopt.rewrite.pipeline import StepResult
 from vlmopt.rundir import TUNING_WORK, atomic_write
-from vlmopt.tuning.closed_form import recover_heads
+from vlmopt.tuning.closed_form import recover_closed_form, recover_heads
 from vlmopt.tuning.gradient import Epoch, State, Tuned, teacher_of, tune
 from vlmopt.tuning.settings import TuningSettings
 from vlmopt.workflow.opening import LazyOutputs
@@ -31,15 +31,24 @@ _STATE = "state.safetensors"
 
 
 def recovered(state: RunState, result: StepResult) -> Program:
-    """After a cut the heads behind it are fitted anew on the whole profile split."""
+    """After a cut the heads behind it are fitted anew on the whole profile split, and kept branches where asked for."""
     cut = frozenset(site.component for site in result.applied)
     if result.promise is not Promise.LOSSY or not cut or state.bound is None:
         return result.program
     fit = state.bound.source.workload(result.program, "profile", limit=state.recipe.num_samples)
     reference = LazyOutputs(state.reference, fit, progress=state.progress)
-    return recover_heads(
-        result.program, fit, reference, components=cut, progress=state.progress, seed=state.recipe.seed
+    program, seed = result.program, state.recipe.seed
+    if state.recipe.recovery.level != "closed-form":
+        return recover_heads(program, fit, reference, components=cut, progress=state.progress, seed=seed)
+    found = recover_closed_form(
+        program, state.reference, fit, reference, components=cut, progress=state.progress, seed=seed
     )
+    for name, losses in found.losses.items():
+        fits = [asdict(one) for one in found.compensations.get(name, ())]
+        state.ledger.note("compensation", name, heads_alone=losses[0], compensated=losses[1], fits=fits)
+        verdict = "taken over" if fits else "left out, it is no better"
+        state.progress.message(f"compensation of {name}: loss {losses[0]:.4g} to {losses[1]:.4g}, {verdict}")
+    return found.program
 
 
 def trains_after(passes: Sequence[Pass], recovery: RecoverySettings) -> int | None:

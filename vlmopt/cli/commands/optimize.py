@@ -28,8 +28,8 @@ from vlmopt.cli.watching import choose_steps, make_watch, split_switches, switch
 )
 @click.option(
     "--recover",
-    type=click.Choice(("head", "adapters", "weights")),
-    help="After the cut: fit heads anew; then also train inserted adapters, or all kept weights.  [default: head]",
+    type=click.Choice(("head", "closed-form", "adapters", "weights")),
+    help="After the cut: fit heads anew; kept branches too; or train adapters, or all kept weights.  [default: head]",
 )
 @options.emit()
 @click.option("--opset", type=click.IntRange(min=1), metavar="N", help="ONNX operator set.  [default: 20]")
