@@ -18,6 +18,7 @@ from vlmopt.graph.example import program_of
 from vlmopt.graph.head import head_features
 from vlmopt.graph.refit import HeadFit, install_head
 from vlmopt.graph.replay import run_component
+from vlmopt.tasks.mislabelling import mislabelled
 from vlmopt.tuning.closed_form import recover_heads
 
 T = TypeVar("T")
@@ -58,6 +59,9 @@ class Classification:
 
     def groups(self, component: str) -> Sequence[str]:
         return self.group_names
+
+    def with_wrong_labels(self, share: float, *, seed: int) -> Classification:
+        return replace(self, targets=mislabelled(self.targets, self.n_classes, share, seed=seed))
 
 
 class Planted(nn.Module):

@@ -6,7 +6,7 @@ It is a role (Protocol), so that the stages which consume it need not import the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,6 +54,15 @@ class Workload(Protocol):
 
     def groups(self, component: str) -> Sequence[str]:
         """Rows of one group must not be separated by cross-fitting (four drawings of one concept); one entry a row."""
+        ...
+
+
+@runtime_checkable
+class LabelledWorkload(Workload, Protocol):
+    """A workload that can be had with some of its labels wrong, to see how much a result depends on them."""
+
+    def with_wrong_labels(self, share: float, *, seed: int) -> Workload:
+        """The same items, this share of them (rounded up) with another label than their own."""
         ...
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from vlmopt.core.workload import Feed, Outputs
 from vlmopt.tasks.answers import NO_ANSWER, Answer, Query, Slice
 from vlmopt.tasks.dataset import Task
 from vlmopt.tasks.feeding import Feeder, reads_images, reads_texts
+from vlmopt.tasks.mislabelling import chosen_items
 from vlmopt.tasks.scoring import Pairs, contrastive_losses, nearest, percent, ranks, unit
 from vlmopt.tasks.splits import Sample
 
@@ -84,6 +85,12 @@ class ImageTextRetrieval:
 
     def groups(self, component: str) -> Sequence[str]:
         return self.row_groups[component]
+
+    def with_wrong_labels(self, share: float, *, seed: int) -> ImageTextRetrieval:
+        """The texts of the chosen pairs change places among them."""
+        items = chosen_items(self.n_items, share, seed=seed)
+        texts = self.pairs.text.index_copy(0, items, self.pairs.text[items.roll(1)])
+        return replace(self, pairs=replace(self.pairs, text=texts))
 
     def queries(self) -> Sequence[Query]:
         """Every image asks for its text, then every text for its image."""

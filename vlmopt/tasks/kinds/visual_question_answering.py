@@ -15,6 +15,7 @@ from vlmopt.core.workload import Feed, Outputs
 from vlmopt.tasks.answers import Answer, Query, Slice, label_answers, label_queries, question_slices
 from vlmopt.tasks.dataset import Task
 from vlmopt.tasks.feeding import Feeder, reads_images, reads_texts
+from vlmopt.tasks.mislabelling import mislabelled
 from vlmopt.tasks.scoring import cross_entropy, is_right, percent
 from vlmopt.tasks.splits import Sample
 
@@ -82,6 +83,9 @@ class VisualQuestionAnswering:
 
     def groups(self, component: str) -> Sequence[str]:
         return self.item_groups
+
+    def with_wrong_labels(self, share: float, *, seed: int) -> VisualQuestionAnswering:
+        return replace(self, targets=mislabelled(self.targets, len(self.labels), share, seed=seed))
 
     def queries(self) -> Sequence[Query]:
         return label_queries(self.samples)
