@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from vlmopt import __version__
+from vlmopt.core.errors import TaskError
 from vlmopt.core.estimators import DEFAULT_SAMPLE, DEFAULT_UPDATES
 from vlmopt.core.machine import versions
 from vlmopt.core.program import Program
@@ -125,7 +126,13 @@ def measure_profile(
     checkpoint: Checkpoint,
     progress: Progress,
 ) -> Profile:
-    """The profile of a bound program, its heads fitted, on a workload."""
+    """The profile of a bound program, its heads fitted, on a workload.
+
+    Raises:
+        TaskError: all items have one answer, so that any model is right about them.
+        ProfileError: a loss or a value is no finite number.
+    """
+    _refuse_one_answer(task, workload)
     start = time.perf_counter()
     with progress.stage("profile"):
         estimate = estimator.estimate(program, workload, progress=progress, checkpoint=checkpoint, seed=seed)
@@ -165,6 +172,17 @@ def measure_profile(
         totals=tuple(_total(program, name) for name in program.components),
         stability=None if estimate.stability is None else _stability(estimate.stability),
     )
+
+
+def _refuse_one_answer(task: Task, workload: TaskWorkload) -> None:
+    answers = {query.expected for query in workload.queries()}
+    if len(answers) == 1:
+        raise TaskError(
+            str(task.path),
+            f"all {workload.n_items} items of the profile split have one answer ({answers.pop()!r})",
+            expected="items of two classes or more",
+            remedy="profile on more samples, or correct the labels",
+        )
 
 
 def _total(program: Program, name: str) -> ProfiledTotal:
