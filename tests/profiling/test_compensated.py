@@ -65,8 +65,9 @@ def test_errors_of_press_are_shares_of_the_targets_variance() -> None:
     assert float(press_errors(noise, noise).mean()) < 1e-6
 
 
-def test_compensated_distortion_finds_the_needed_branch_without_labels(program: Program) -> None:
-    found = CompensatedDistortion(n_samples=48).estimate(
+@pytest.mark.parametrize("has_labels", [True, False], ids=["labels", "outputs"])
+def test_compensated_distortion_finds_the_needed_branch(program: Program, has_labels: bool) -> None:
+    found = CompensatedDistortion(n_samples=48, has_labels=has_labels).estimate(
         program, planted_workload(), progress=Silent(), checkpoint=no_checkpoint, seed=0
     )
     scores = {score.unit.name: score.mean for score in found.scores}

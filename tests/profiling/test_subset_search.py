@@ -119,11 +119,17 @@ def test_layers_as_arms_are_skipped_whole_and_too_many_are_refused(program: Prog
         search(DasBandit(n_updates=1, subset_size=4), program, planted_workload())
 
 
-def test_a_loss_that_is_no_number_is_refused_with_its_batch_and_branches(program: Program) -> None:
+@pytest.mark.parametrize(
+    ("is_refit", "whose"),
+    [(True, "of the whole model"), (False, r"without model/layers\.\d\.ffn")],
+    ids=["refit", "raw"],
+)
+def test_values_that_are_no_numbers_are_refused_with_their_batch(program: Program, is_refit: bool, whose: str) -> None:
     workload = planted_workload()
     workload.x[20, 0] = float("nan")
-    with pytest.raises(ProfileError, match=r"^batch 1: values without model/layers\.\d\.ffn are not finite"):
-        search(DasBandit(n_updates=6, subset_size=1), program, workload)
+    bandit = DasBandit(n_updates=6, subset_size=1, is_refit=is_refit)
+    with pytest.raises(ProfileError, match=rf"^model, batch 1: values {whose} are not finite"):
+        search(bandit, program, workload)
 
 
 def additive_log(effects: Sequence[float], *, noise: float, pair: float = 0.0, seed: int = 0) -> list[Evaluation]:

@@ -51,6 +51,18 @@ def test_both_encoders_of_a_retrieval_task_are_scored(estimator: str, workshop: 
     assert all(s["score"] is not None for s in found["scores"])
 
 
+@pytest.mark.parametrize("kind", ["image-text-retrieval", "zero-shot-image-classification"])
+def test_stability_is_measured_where_heads_reproduce_the_original(
+    kind: str, workshop: Workshop, tmp_path: Path
+) -> None:
+    model, task = workshop.model("clip"), workshop.task(kind)
+    found = profiled(model, task, tmp_path / "p.json", "--num-samples", "30")
+    agreement = found["stability"]["agreement"]
+    assert {"5% of the labels wrong", "20% of the labels wrong"} <= set(agreement)
+    names = [f"{s['component']}/{s['name']}" for s in found["scores"]]
+    assert sorted(found["stability"]["ranks"]) == sorted(names)
+
+
 def test_stability_ranks_every_branch_among_branches_and_can_be_left_out(
     clip: Path, colours: Path, tmp_path: Path
 ) -> None:
@@ -87,6 +99,15 @@ def test_a_profile_split_of_one_class_is_refused(clip: Path, colours: Path, tmp_
     assert "all 10 items of the profile split have one answer ('red'); expected items of two classes" in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "p.json").exists()
+
+
+def test_stability_of_another_estimator_than_leave_one_out_is_refused(
+    clip: Path, colours: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    words = ["profile", "-q", "-m", str(clip), "-t", str(colours), "-o", str(tmp_path / "p.json"), "--stability"]
+    assert entry.run([*words, "--estimator", "fisher"]) == 1
+    assert "is not measured by fisher; expected estimator leave-one-out" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_subsets_of_all_branches_are_refused_in_one_line(

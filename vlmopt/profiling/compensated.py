@@ -3,9 +3,10 @@
     score(S) = error of predicting the targets from the features without S
              - error of predicting them from the features of the whole
 
-with targets the original's own outputs (no labels needed), and the error that of ridge regression on rows it has not
-seen (`press`: exact and closed form, also with fewer samples than features). A change of basis or scale costs nothing
-here, as it costs nothing after a re-fit; lost information does. Works for any subsets.
+with targets those that the task gives its head (labels, or the original's outputs), or always the original's outputs,
+and the error that of ridge regression on rows it has not seen (`press`: exact and closed form, also with fewer samples
+than features). A change of basis or scale costs nothing here, as it costs nothing after a re-fit. Lost information does,
+and a branch whose absence helps the task scores below zero. Works for any subsets.
 
 Purpose: to rank as leave-one-out after a re-fit does, from a small sample of the images.
 """
@@ -47,9 +48,10 @@ class SubsetScore:
 
 @dataclass(frozen=True)
 class CompensatedDistortion:
-    """On `n_samples` rows of every component."""
+    """On `n_samples` rows of every component; without labels the targets are the original's outputs."""
 
     n_samples: int = 64
+    has_labels: bool = True
     with_layers: bool = True
     name: str = "compensated-distortion"
     unit: str = "share of variance"
@@ -102,7 +104,8 @@ class CompensatedDistortion:
                 rows=rows, progress=progress, checkpoint=checkpoint, what=self.name,
             )  # fmt: skip
             passes += found.forward_passes
-            targets = found.whole if head is None else _outputs(component, head, found.whole)
+            outputs = found.whole if head is None else _outputs(component, head, found.whole)
+            targets = self._targets(workload, name, rows, outputs)
             changes = compensated_changes(found.whole, found.without, targets)
             by_skips = {skips: clustered(change, groups) for skips, change in zip(own, changes, strict=True)}
             for i, plan in enumerate(plans):
@@ -111,6 +114,14 @@ class CompensatedDistortion:
                     means[i], variances[i] = means[i] + mean, variances[i] + error**2
         scored = zip(subsets, means, variances, strict=True)
         return [SubsetScore(subset, mean, variance**0.5) for subset, mean, variance in scored], passes
+
+    def _targets(self, workload: Workload, name: str, rows: Tensor, outputs: Tensor) -> Tensor:
+        """What is to be predicted on these rows, whose original outputs are given."""
+        if not self.has_labels:
+            return outputs
+        reference = outputs.new_zeros(len(workload.groups(name)), *outputs.shape[1:]).index_copy(0, rows, outputs)
+        targets = workload.head_targets(name, {name: reference})
+        return outputs if targets is None else targets[rows]
 
 
 def _outputs(component: Component, head: str, features: Tensor) -> Tensor:

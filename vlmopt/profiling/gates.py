@@ -85,6 +85,7 @@ def _base(
     for name, feeds in workload.feeds.items():
         tracked = progress.track(feeds, f"outputs of {name}", total=len(feeds))
         made[name] = run_component(program.components[name], tracked)
+        refuse_not_finite(made[name], place=f"outputs of {name}", skipped=())
         cost += len(made[name]) * counter.whole(name)
     return made, cost
 

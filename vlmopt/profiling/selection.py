@@ -33,7 +33,7 @@ def make_estimator(
         with_stability: of leave-one-out; None measures it where the head is re-fitted.
 
     Raises:
-        ProfileError: there is none of this name.
+        ProfileError: there is none of this name, or it does not measure stability.
     """
     is_refit = scoring == "refit"
     bandit = DasBandit(
@@ -47,10 +47,12 @@ def make_estimator(
         "fisher": GateGradient(is_fisher=True, with_layers=with_layers),
         "feature-distortion": Distortion(of_features=True, n_samples=sample_size, with_layers=with_layers),
         "logit-distortion": Distortion(of_features=False, n_samples=sample_size, with_layers=with_layers),
-        "compensated-distortion": CompensatedDistortion(sample_size, with_layers),
+        "compensated-distortion": CompensatedDistortion(sample_size, with_layers=with_layers),
         "das-bandit": bandit,
         "subset-ridge": SubsetRidge(bandit),
     }
+    if with_stability and name != "leave-one-out":
+        raise ProfileError("stability", f"is not measured by {name}", expected="estimator leave-one-out")
     if name not in made:
         raise ProfileError("estimator", f"there is no {name!r}", expected=f"one of {', '.join(ESTIMATORS)}")
     return made[name]

@@ -59,6 +59,8 @@ class SubsetLosses:
             values[name] = replay.variants(part.feeds[name][0], skips)
         found = []
         for i, subset in enumerate(subsets):
+            for name, value in values.items():
+                refuse_not_finite(value[i], place=f"{name}, batch {batch}", skipped=subset)
             outputs = {name: self._output(name, value[i], part) for name, value in values.items()}
             loss = part.losses(outputs).mean()
             refuse_not_finite(loss, place=f"batch {batch}", skipped=subset)
@@ -78,7 +80,6 @@ class SubsetLosses:
     def _output(self, name: str, value: Tensor, part: WorkloadPart) -> Tensor:
         if not self.is_refit:
             return value
-        refuse_not_finite(value, place=f"features of {name}", skipped=())
         prior = prior_weight(self.program, name)
         fit = fit_head(name, value, part, part.reference(), prior=prior, seed=self.seed)
         return value if fit is None else fit.held_out
@@ -98,4 +99,8 @@ class SubsetLosses:
         feeds = self.workload.feeds[name]
         tracked = self.progress.track(feeds, f"outputs of {name}", total=len(feeds))
         self.forward_passes += len(self.workload.groups(name)) * self.passes.whole(name)
-        return run_component(self.program.components[name], tracked)
+        outputs = []
+        for i, feed in enumerate(tracked):
+            outputs.append(run_component(self.program.components[name], [feed]))
+            refuse_not_finite(outputs[-1], place=f"{name}, batch {i}", skipped=())
+        return torch.cat(outputs)
