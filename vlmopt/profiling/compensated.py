@@ -4,9 +4,9 @@
              - error of predicting them from the features of the whole
 
 with targets those that the task gives its head (labels, or the original's outputs), or always the original's outputs,
-and the error that of ridge regression on rows it has not seen (`press`: exact and closed form, also with fewer samples
-than features). A change of basis or scale costs nothing here, as it costs nothing after a re-fit. Lost information does,
-and a branch whose absence helps the task scores below zero. Works for any subsets.
+and the error that of ridge regression on rows it has not seen (`press`: exact and closed form, also with fewer rows than
+features). A change of basis or scale costs nothing here, as it costs nothing after a re-fit. Lost information does, and
+a branch whose absence helps the task scores below zero. Works for any subsets.
 
 Purpose: to rank as leave-one-out after a re-fit does, from a small sample of the images.
 """
