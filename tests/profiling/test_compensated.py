@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
@@ -53,7 +55,7 @@ def test_a_change_of_basis_costs_nothing_and_lost_information_does() -> None:
     rotated = x @ torch.linalg.qr(draws(6, 6, seed=2))[0]
     without_a_column = x.clone()
     without_a_column[:, 0] = 0.0
-    turned, lost = compensated_changes(x, [rotated, without_a_column], target)
+    turned, lost = compensated_changes(x, [rotated, without_a_column], [target])
     assert turned.abs().max() < 1e-9
     assert float(lost.mean()) > 0.05
     assert float(distortions(x, rotated).mean()) > 0.5  # without compensation both look alike
@@ -65,9 +67,11 @@ def test_errors_of_press_are_shares_of_the_targets_variance() -> None:
     assert float(press_errors(noise, noise).mean()) < 1e-6
 
 
-@pytest.mark.parametrize("has_labels", [True, False], ids=["labels", "outputs"])
-def test_compensated_distortion_finds_the_needed_branch(program: Program, has_labels: bool) -> None:
-    found = CompensatedDistortion(n_samples=48, has_labels=has_labels).estimate(
+@pytest.mark.parametrize("targets", ["task", "outputs", "both"])
+def test_compensated_distortion_finds_the_needed_branch(
+    program: Program, targets: Literal["task", "outputs", "both"]
+) -> None:
+    found = CompensatedDistortion(n_samples=48, targets=targets).estimate(
         program, planted_workload(), progress=Silent(), checkpoint=no_checkpoint, seed=0
     )
     scores = {score.unit.name: score.mean for score in found.scores}
