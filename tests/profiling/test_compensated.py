@@ -55,7 +55,7 @@ def test_a_change_of_basis_costs_nothing_and_lost_information_does() -> None:
     rotated = x @ torch.linalg.qr(draws(6, 6, seed=2))[0]
     without_a_column = x.clone()
     without_a_column[:, 0] = 0.0
-    turned, lost = compensated_changes(x, [rotated, without_a_column], [target])
+    turned, lost = compensated_changes(x, [rotated, without_a_column], [(1.0, target)])
     assert turned.abs().max() < 1e-9
     assert float(lost.mean()) > 0.05
     assert float(distortions(x, rotated).mean()) > 0.5  # without compensation both look alike
@@ -129,3 +129,28 @@ def test_values_that_are_no_numbers_are_refused_with_batch_and_branch(program: P
     work.x[3, 0] = float("nan")
     with pytest.raises(ProfileError, match=r"model, batch 0: values of the whole model are not finite"):
         Distortion(n_samples=96).estimate(program, work, progress=Silent(), checkpoint=no_checkpoint, seed=0)
+
+
+def test_scores_are_the_growth_of_both_errors_by_weight(program: Program) -> None:
+    """48 rows: labels weigh 48 / 64 and outputs 16 / 64."""
+    work = planted_workload()
+    score = {
+        targets: CompensatedDistortion(n_samples=48, targets=targets)
+        .estimate(program, work, progress=Silent(), checkpoint=no_checkpoint, seed=0)
+        .scores[1]
+        .mean
+        for targets in ("task", "outputs", "both")
+    }
+    rows = sampled_rows(work, "model", 48, seed=0)
+    module, x = program.components["model"].graph, work.x[rows]
+    values = {}
+    for skipped in (-1, 1):
+        value = x
+        for i in range(4):
+            layer = module.get_submodule(f"layers.{i}")
+            value = value if i == skipped else value + layer.down(torch.relu(layer.up(value)))
+        values[skipped] = value.detach()
+    labels = torch.nn.functional.one_hot(work.targets[rows], 2).double()
+    growth = (press_errors(values[1], labels) - press_errors(values[-1], labels)).mean()
+    assert score["task"] == pytest.approx(float(growth), abs=1e-6)
+    assert score["both"] == pytest.approx(0.75 * score["task"] + 0.25 * score["outputs"], abs=1e-9)
