@@ -24,14 +24,20 @@ from tests.profiling.workloads import (
     with_memorised_head,
 )
 from vlmopt.core.contract import Context
+from vlmopt.core.errors import ProfileError
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Silent
 from vlmopt.graph.head import head_features
 from vlmopt.graph.refit import fit_head, prior_weight
 from vlmopt.graph.replay import run_component
 from vlmopt.profiling.block_influence import BlockInfluence
+from vlmopt.profiling.compensated import CompensatedDistortion
+from vlmopt.profiling.das_bandit import DasBandit
+from vlmopt.profiling.distortion import Distortion
 from vlmopt.profiling.estimator import Checkpoint, Estimate, Estimator, Unit, no_checkpoint
+from vlmopt.profiling.gates import GateGradient
 from vlmopt.profiling.leave_one_out import LeaveOneOut
+from vlmopt.profiling.subset_ridge import SubsetRidge
 from vlmopt.registry import make_pass
 from vlmopt.rewrite.pipeline import run_step
 from vlmopt.workflow.profiling import checkpoint_in
@@ -171,6 +177,60 @@ def test_a_stopped_profile_continues_where_it_was_and_ends_the_same(
     resumed = estimate(estimator, program, workload, second)
     assert second.computed == ["model-00004", "model-00005"]
     assert repr(resumed) == repr(estimate(estimator, program, workload))  # bit-equal; repr, since a NaN is not itself
+
+
+@pytest.mark.parametrize(
+    ("estimator", "done", "left"),
+    [
+        (GateGradient(), ["model-00000", "model-00001"], ["model-00002", "model-00003", "model-00004", "model-00005"]),
+        (Distortion(n_samples=96), ["model-00000", "model-00001"], ["model-00002"]),
+        (CompensatedDistortion(n_samples=96), ["model-00000", "model-00001"], ["model-00002"]),
+        (DasBandit(n_updates=3, subset_size=2), ["turn-00000", "turn-00001"], ["turn-00002"]),
+        (SubsetRidge(DasBandit(n_updates=3, subset_size=2)), ["turn-00000", "turn-00001"], ["turn-00002"]),
+    ],
+    ids=lambda value: value.name if hasattr(value, "name") else "",
+)
+def test_every_estimator_continues_where_it_was_and_ends_the_same(
+    estimator: Estimator, done: list[str], left: list[str], program: Program, tmp_path: Path
+) -> None:
+    workload = planted_workload()
+    first = Counting(tmp_path / "work")
+    with pytest.raises(StoppedError):
+        estimator.estimate(program, workload, progress=StopsAfter(2), checkpoint=first, seed=0)
+    assert first.computed == done
+    second = Counting(tmp_path / "work")
+    resumed = estimate(estimator, program, workload, second)
+    assert second.computed == left
+    assert repr(resumed) == repr(estimate(estimator, program, workload))
+
+
+def test_leave_one_out_measures_the_drop_of_the_metric_on_the_same_items(program: Program) -> None:
+    workload = planted_workload()
+    found = estimate(LeaveOneOut(is_refit=False), program, workload)
+    outputs = [
+        run_component(part.components["model"], workload.feeds["model"])
+        for part in (program, *(without(program, score.unit) for score in found.scores))
+    ]
+    whole, *cut = [(value.argmax(1) == workload.targets).double().mean() for value in outputs]
+    assert [s.drop_points for s in found.scores] == pytest.approx([100 * float(whole - c) for c in cut], abs=1e-9)
+    assert found.scores[1].drop_points == max(s.drop_points or 0.0 for s in found.scores)
+    assert found.scores[1].drop_error is not None
+    assert 1.0 < found.scores[1].drop_error < 20.0
+
+
+def test_the_cost_of_leave_one_out_counts_what_is_computed(program: Program) -> None:
+    """Four blocks of 64 MACs and a head of 16: skipping block i computes the blocks behind it and the head."""
+    raw = estimate(LeaveOneOut(is_refit=False), program, planted_workload())
+    assert raw.forward_passes == pytest.approx(96 * (1 + sum(64 * (3 - i) + 16 for i in range(4)) / 272))
+    refit = estimate(LeaveOneOut(), program, planted_workload())  # features need no head, the original's outputs do
+    assert refit.forward_passes == pytest.approx(96 * (1 + (256 + sum(64 * (3 - i) for i in range(4))) / 272))
+
+
+def test_leave_one_out_names_the_batch_and_the_branch_whose_values_are_no_numbers(program: Program) -> None:
+    workload = planted_workload()
+    workload.x[40, 2] = float("nan")
+    with pytest.raises(ProfileError, match=r"model, batch 2: values of the whole model are not finite numbers"):
+        estimate(LeaveOneOut(), program, workload)
 
 
 def test_a_torn_checkpoint_is_computed_again(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from vlmopt.graph.example import program_of
 from vlmopt.graph.head import head_features
 from vlmopt.graph.refit import HeadFit, install_head
 from vlmopt.graph.replay import run_component
+from vlmopt.tasks.mislabelling import mislabelled
 from vlmopt.tuning.closed_form import recover_heads
 
 T = TypeVar("T")
@@ -65,6 +66,9 @@ class Classification:
     def part(self, items: Sequence[int]) -> Classification:
         names = [self.group_names[item] for item in items]
         return replace(self, x=self.x[list(items)], targets=self.targets[list(items)], group_names=names)
+
+    def with_wrong_labels(self, share: float, *, seed: int) -> Classification:
+        return replace(self, targets=mislabelled(self.targets, self.n_classes, share, seed=seed))
 
 
 class Planted(nn.Module):

@@ -6,7 +6,7 @@ It is a role (Protocol), so that the stages which consume it need not import the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,6 +66,15 @@ class TrainableWorkload(Workload, Protocol):
 
     def part(self, items: Sequence[int]) -> Workload:
         """The workload of these items alone, in this order; retrieval searches among them only."""
+        ...
+
+
+@runtime_checkable
+class LabelledWorkload(Workload, Protocol):
+    """A workload that can be had with some of its labels wrong, to see how much a result depends on them."""
+
+    def with_wrong_labels(self, share: float, *, seed: int) -> Workload:
+        """The same items, this share of them (rounded up) with another label than their own."""
         ...
 
 

@@ -57,6 +57,17 @@ class Replay:
             sums = [self._sums(skips) for skips in wanted]
             return [base if own == shared else self._variant(feed, cache, shared, own) for own in sums]
 
+    def computed(self, subsets: Iterable[Skips]) -> list[fx.Node]:
+        """The nodes that `variants` computes for these subsets, each as often as it does: what a batch costs."""
+        wanted = list(subsets)
+        shared = self._sums(frozenset.intersection(*wanted)) if wanted else {}
+        base = self._needed(shared, set())
+        nodes, cached = list(base), self._kept.intersection(base)
+        for sums in map(self._sums, wanted):
+            if sums != shared:
+                nodes += self._needed(sums, cached - self._changed(shared, sums))
+        return nodes
+
     def run(self, feed: Feed, skips: Skips) -> Tensor:
         """The target's value under one set of skips, without caching anything."""
         sums = self._sums(skips)

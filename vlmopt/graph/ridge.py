@@ -56,6 +56,8 @@ def _solve(x: Tensor, y: Tensor, *, strengths: Sequence[float] = STRENGTHS) -> l
     """(weight, bias) for every strength from one eigendecomposition."""
     mean_x, mean_y = x.mean(dim=0), y.mean(dim=0)
     centred = x - mean_x
+    if len(x) < x.shape[1]:
+        return _solve_by_kernel(centred, y, mean_x, mean_y, strengths)
     values, vectors = torch.linalg.eigh(centred.T @ centred)
     rotated = vectors.T @ (centred.T @ (y - mean_y))
     scale = values.clamp(min=0).mean().clamp(min=1e-12)
@@ -63,6 +65,21 @@ def _solve(x: Tensor, y: Tensor, *, strengths: Sequence[float] = STRENGTHS) -> l
     for strength in strengths:
         inverse = 1.0 / (values.clamp(min=0) + strength * scale)
         weight = (vectors @ (inverse[:, None] * rotated)).T
+        solutions.append((weight, mean_y - weight @ mean_x))
+    return solutions
+
+
+def _solve_by_kernel(
+    centred: Tensor, y: Tensor, mean_x: Tensor, mean_y: Tensor, strengths: Sequence[float]
+) -> list[tuple[Tensor, Tensor]]:
+    """The same solutions from the eigenvectors of F F', which is smaller where there are fewer rows than features."""
+    values, vectors = torch.linalg.eigh(centred @ centred.T)
+    rotated = vectors.T @ (y - mean_y)
+    scale = (values.clamp(min=0).sum() / centred.shape[1]).clamp(min=1e-12)
+    solutions = []
+    for strength in strengths:
+        inverse = 1.0 / (values.clamp(min=0) + strength * scale)
+        weight = (centred.T @ (vectors @ (inverse[:, None] * rotated))).T
         solutions.append((weight, mean_y - weight @ mean_x))
     return solutions
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from vlmopt.core.errors import ProfileError
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Progress
 from vlmopt.core.workload import Workload
-from vlmopt.graph.branches import Branch
+from vlmopt.graph.branches import Branch, find_branches
 
 
 @dataclass(frozen=True)
@@ -23,14 +25,56 @@ class Unit:
     is_layer: bool
     branches: tuple[str, ...]
 
+    @property
+    def site(self) -> str:
+        return f"{self.component}/{self.name}"
+
+    @property
+    def sites(self) -> frozenset[str]:
+        """Its branches as `component/branch`."""
+        return frozenset(f"{self.component}/{branch}" for branch in self.branches)
+
 
 @dataclass(frozen=True)
 class Score:
-    """Mean and standard error over items. Higher means: needed more."""
+    """Mean and standard error over items. Higher means: needed more.
+
+    `drop_points` is the drop of the task's metric on the same items, where the estimator measures it.
+    """
 
     unit: Unit
     mean: float
     standard_error: float
+    drop_points: float | None = None
+    drop_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Branches (`component/branch`) that were skipped, and the loss without them on one batch."""
+
+    skipped: frozenset[str]
+    loss: float
+    batch: int
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """What two arms (`component/name`) cost together beyond the sum of both."""
+
+    first: str
+    second: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Stability:
+    """For every unit (`component/name`) the 5 % and 95 % quantile of its rank over resamples of the items, and the
+    Spearman correlation of the branches' scores with those under a disturbance."""
+
+    n_resamples: int
+    ranks: Mapping[str, tuple[float, float]]
+    agreement: Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -40,6 +84,9 @@ class Estimate:
     scores: tuple[Score, ...]
     reference_loss: float
     forward_passes: float
+    interactions: tuple[Interaction, ...] = ()
+    subsets: tuple[Evaluation, ...] = ()
+    stability: Stability | None = None
 
 
 # Hands back what an earlier, interrupted run computed under this key, or computes it and keeps it.
@@ -75,3 +122,38 @@ def units_of(component: str, branches: Sequence[Branch], *, with_layers: bool = 
         if len(members) > 1:
             units.append(Unit(component, members[0].layer_name, True, tuple(b.name for b in members)))
     return units
+
+
+def program_units(program: Program, workload: Workload, *, with_layers: bool) -> list[Unit]:
+    """The units of every component that the workload runs."""
+    units: list[Unit] = []
+    for name, component in program.components.items():
+        if name in workload.feeds:
+            units += units_of(name, find_branches(component.graph), with_layers=with_layers)
+    return units
+
+
+def by_component(sites: Iterable[str]) -> dict[str, frozenset[str]]:
+    """Sites `component/branch` as names of branches by component."""
+    names: dict[str, set[str]] = {}
+    for site in sites:
+        component, _, branch = site.partition("/")
+        names.setdefault(component, set()).add(branch)
+    return {component: frozenset(branches) for component, branches in names.items()}
+
+
+def refuse_not_finite(values: Tensor, *, place: str, skipped: Iterable[str]) -> None:
+    """Makes sure that a measured tensor holds numbers.
+
+    Raises:
+        ProfileError: it does not; names the place and what was skipped.
+    """
+    if bool(torch.isfinite(values).all()):
+        return
+    names = ", ".join(sorted(skipped))
+    whose = f"without {names}" if names else "of the whole model"
+    raise ProfileError(
+        place,
+        f"values {whose} are not finite numbers",
+        remedy="profile in float32, and look at the data of this batch" if names else "check the model and its dtype",
+    )

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
 
+from vlmopt.core.estimators import DEFAULT_SAMPLE, DEFAULT_UPDATES, Arms, EstimatorName
+
 VERSION = 1
 DEFAULT_MAX_DROP = 1.0  # points
 EXACT_PASSES = ("canonicalize", "fold-constants")
@@ -47,12 +49,22 @@ class Budgets(_Section):
 
 
 class ProfileSettings(_Section):
-    """Where importance comes from: a file measured before, or an estimator that runs on the profile split."""
+    """Where importance comes from: a file measured before, or an estimator that runs on the profile split.
+
+    `n_updates`, `subset_size` and `arms` are of das-bandit and subset-ridge: turns, how many are skipped at a time
+    (None: a third), and what. `sample_size` is how many images the distortions look at. `stability` is of
+    leave-one-out: whether the ranking is tried on other items and wrong labels (None: where the head is re-fitted).
+    """
 
     file: str | None = None
-    estimator: Literal["leave-one-out", "block-influence"] = "leave-one-out"
+    estimator: EstimatorName = "leave-one-out"
     scoring: Literal["refit", "raw"] = "refit"
     num_samples: Annotated[int, Field(ge=2)] = 512
+    n_updates: Annotated[int, Field(ge=1)] = DEFAULT_UPDATES
+    subset_size: Annotated[int, Field(ge=1)] | None = None
+    arms: Arms = "branch"
+    sample_size: Annotated[int, Field(ge=3)] = DEFAULT_SAMPLE
+    stability: bool | None = None
 
 
 class RecoverySettings(_Section):

@@ -13,7 +13,7 @@ from vlmopt.planning.meter import CutMeter
 from vlmopt.profiling.document import Profile, check_profile, read_profile
 from vlmopt.recipe.schema import Recipe
 from vlmopt.workflow.opening import LazyOutputs, OpenedTask
-from vlmopt.workflow.profiling import checkpoint_in, make_estimator, measure_profile
+from vlmopt.workflow.profiling import checkpoint_in, estimator_of, measure_profile
 from vlmopt.workflow.refusing import without_budget
 from vlmopt.workflow.remembering import (
     MeasuredChoice,
@@ -76,7 +76,7 @@ def _profile(state: RunState, bound: OpenedTask) -> Profile:
         state.original,
         bound.task,
         workload,
-        make_estimator(settings.estimator, settings.scoring, with_layers=with_layers),
+        estimator_of(settings, with_layers=with_layers),
         scoring=settings.scoring,
         seed=state.recipe.seed,
         dtype=state.recipe.dtype,

@@ -17,33 +17,46 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from vlmopt import __version__
+from vlmopt.core.errors import TaskError
+from vlmopt.core.estimators import DEFAULT_SAMPLE, DEFAULT_UPDATES
 from vlmopt.core.machine import versions
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Progress, Silent
 from vlmopt.graph.branches import find_branches
-from vlmopt.graph.costing import nodes_cost
-from vlmopt.profiling.block_influence import BlockInfluence
+from vlmopt.graph.costing import component_cost, nodes_cost
 from vlmopt.profiling.document import (
     Profile,
     ProfileCost,
+    ProfiledInteraction,
     ProfiledModel,
     ProfiledScore,
+    ProfiledSubset,
     ProfiledTask,
+    ProfiledTotal,
+    ProfileStability,
     profile_as_dict,
 )
-from vlmopt.profiling.estimator import Checkpoint, Estimator, Score
-from vlmopt.profiling.leave_one_out import LeaveOneOut
+from vlmopt.profiling.estimator import Checkpoint, Estimator, Score, Stability
+from vlmopt.profiling.selection import make_estimator, scoring_of
+from vlmopt.recipe.schema import ProfileSettings
 from vlmopt.rundir import RunFile, atomic_write
 from vlmopt.tasks.binding import TaskWorkload
 from vlmopt.tasks.dataset import Task
 from vlmopt.workflow.opening import open_model, open_task, with_fitted_head
 
 
-def make_estimator(name: str, scoring: str, *, with_layers: bool = True) -> Estimator:
-    """The estimator of this name."""
-    if name == "block-influence":
-        return BlockInfluence(with_layers=with_layers)
-    return LeaveOneOut(is_refit=scoring == "refit", with_layers=with_layers)
+def estimator_of(settings: ProfileSettings, *, with_layers: bool) -> Estimator:
+    """The estimator that a recipe asks for."""
+    return make_estimator(
+        settings.estimator,
+        settings.scoring,
+        with_layers=with_layers,
+        n_updates=settings.n_updates,
+        subset_size=settings.subset_size,
+        arms=settings.arms,
+        sample_size=settings.sample_size,
+        with_stability=settings.stability,
+    )
 
 
 def profile_model(
@@ -54,6 +67,11 @@ def profile_model(
     estimator: str = "leave-one-out",
     scoring: str = "refit",
     num_samples: int = 512,
+    n_updates: int = DEFAULT_UPDATES,
+    subset_size: int | None = None,
+    arms: str = "branch",
+    sample_size: int = DEFAULT_SAMPLE,
+    stability: bool | None = None,
     seed: int = 0,
     device: str = "cpu",
     dtype: str = "float32",
@@ -63,7 +81,17 @@ def profile_model(
 ) -> dict[str, Any]:
     """Profiles a model on the task's profile split and writes the file; a killed run continues where it stopped."""
     show = progress or Silent()
-    settings = [estimator, scoring, num_samples, seed, device, dtype]
+    # Stability is computed from what the checkpoint holds, so asking for it does not measure anything again.
+    settings = [estimator, scoring, num_samples, n_updates, subset_size, arms, sample_size, seed, device, dtype]
+    chosen = make_estimator(
+        estimator,
+        scoring,
+        n_updates=n_updates,
+        subset_size=subset_size,
+        arms=arms,
+        sample_size=sample_size,
+        with_stability=stability,
+    )
     key = digest([str(Path(model).resolve()), str(Path(task).resolve()), *settings, __version__])
     with RunFile(output, key=key, force=force) as run:
         opened = open_model(model, device=device, dtype=dtype, allow_pickle=allow_pickle, progress=show)
@@ -75,7 +103,7 @@ def profile_model(
             program,
             bound.task,
             workload,
-            make_estimator(estimator, scoring),
+            chosen,
             scoring=scoring,
             seed=seed,
             dtype=dtype,
@@ -98,7 +126,13 @@ def measure_profile(
     checkpoint: Checkpoint,
     progress: Progress,
 ) -> Profile:
-    """The profile of a bound program, its heads fitted, on a workload."""
+    """The profile of a bound program, its heads fitted, on a workload.
+
+    Raises:
+        TaskError: all items have one answer, so that any model is right about them.
+        ProfileError: a loss or a value is no finite number.
+    """
+    _refuse_one_answer(task, workload)
     start = time.perf_counter()
     with progress.stage("profile"):
         estimate = estimator.estimate(program, workload, progress=progress, checkpoint=checkpoint, seed=seed)
@@ -119,7 +153,7 @@ def measure_profile(
             n_items=workload.n_items,
         ),
         estimator=estimator.name,
-        scoring=scoring,
+        scoring=scoring_of(estimator.name, scoring),
         unit=estimator.unit,
         seed=seed,
         dtype=dtype,
@@ -127,7 +161,37 @@ def measure_profile(
         cost=ProfileCost(forward_passes=estimate.forward_passes, seconds=round(time.perf_counter() - start, 2)),
         reference_loss=None if math.isnan(estimate.reference_loss) else estimate.reference_loss,
         scores=tuple(_row(program, score) for score in estimate.scores),
+        interactions=tuple(
+            ProfiledInteraction(first=pair.first, second=pair.second, score=pair.score)
+            for pair in estimate.interactions
+        ),
+        subsets=tuple(
+            ProfiledSubset(skipped=tuple(sorted(entry.skipped)), loss=entry.loss, batch=entry.batch)
+            for entry in estimate.subsets
+        ),
+        totals=tuple(_total(program, name) for name in program.components),
+        stability=None if estimate.stability is None else _stability(estimate.stability),
     )
+
+
+def _refuse_one_answer(task: Task, workload: TaskWorkload) -> None:
+    answers = {query.expected for query in workload.queries()}
+    if len(answers) == 1:
+        raise TaskError(
+            str(task.path),
+            f"all {workload.n_items} items of the profile split have one answer ({answers.pop()!r})",
+            expected="items of two classes or more",
+            remedy="profile on more samples, or correct the labels",
+        )
+
+
+def _total(program: Program, name: str) -> ProfiledTotal:
+    cost = component_cost(program.components[name], program.dims)
+    return ProfiledTotal(component=name, params=cost.parameters, params_bytes=cost.parameters_bytes, macs=cost.macs)
+
+
+def _stability(found: Stability) -> ProfileStability:
+    return ProfileStability(n_resamples=found.n_resamples, ranks=dict(found.ranks), agreement=dict(found.agreement))
 
 
 def _row(program: Program, score: Score) -> ProfiledScore:
@@ -146,8 +210,14 @@ def _row(program: Program, score: Score) -> ProfiledScore:
         params=cost.parameters,
         macs=cost.macs,
         score=score.mean,
-        stderr=None if math.isnan(score.standard_error) else score.standard_error,
+        stderr=_number(score.standard_error),
+        drop_points=_number(score.drop_points),
+        drop_stderr=_number(score.drop_error),
     )
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value
 
 
 def checkpoint_in(folder: Path) -> Checkpoint:

@@ -9,6 +9,7 @@ import click
 
 from vlmopt.cli import options
 from vlmopt.cli.display import make_progress, show, show_json
+from vlmopt.core.estimators import DEFAULT_SAMPLE, DEFAULT_UPDATES, ESTIMATORS
 
 
 @click.group(
@@ -19,7 +20,7 @@ from vlmopt.cli.display import make_progress, show, show_json
 @options.output("JSON file to create.", is_required=False)
 @click.option(
     "--estimator",
-    type=click.Choice(("leave-one-out", "block-influence")),
+    type=click.Choice(ESTIMATORS),
     default="leave-one-out",
     show_default=True,
     help="How importance is measured.",
@@ -29,10 +30,36 @@ from vlmopt.cli.display import make_progress, show, show_json
     type=click.Choice(("refit", "raw")),
     default="refit",
     show_default=True,
-    help="Loss after the task head is fitted again, or with the head as it is.",
+    help="Loss after the task head is fitted again, or with the head as it is; of leave-one-out and of subsets.",
 )
 @click.option(
     "--num-samples", type=click.IntRange(min=2), default=512, show_default=True, help="Samples to measure on."
+)
+@click.option(
+    "--sample-size",
+    type=click.IntRange(min=3),
+    default=DEFAULT_SAMPLE,
+    show_default=True,
+    help="Images that the distortions look at.",
+)
+@click.option(
+    "--updates",
+    "n_updates",
+    type=click.IntRange(min=1),
+    default=DEFAULT_UPDATES,
+    show_default=True,
+    help="Turns of das-bandit and subset-ridge, each of three subsets on one batch.",
+)
+@click.option(
+    "--subset-size", type=click.IntRange(min=1), help="How many they skip at a time.  [default: a third of them]"
+)
+@click.option(
+    "--arms", type=click.Choice(("branch", "layer")), default="branch", show_default=True, help="What they skip."
+)
+@click.option(
+    "--stability/--no-stability",
+    default=None,
+    help="Try a leave-one-out ranking on other items and wrong labels.  [default: where the head is fitted again]",
 )
 @click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of everything random."

@@ -13,6 +13,7 @@ from vlmopt.core.workload import Outputs
 from vlmopt.tasks.answers import NO_ANSWER, Answer, Query, Slice
 from vlmopt.tasks.dataset import Task
 from vlmopt.tasks.feeding import Batches, Feeder, reads_images, reads_texts
+from vlmopt.tasks.mislabelling import chosen_items
 from vlmopt.tasks.scoring import Pairs, contrastive_losses, nearest, percent, ranks, unit
 from vlmopt.tasks.splits import Sample
 
@@ -101,6 +102,12 @@ class ImageTextRetrieval:
             row_groups={name: [self.row_groups[name][row] for row in own] for name, own in rows.items()},
             samples=samples,
         )
+
+    def with_wrong_labels(self, share: float, *, seed: int) -> ImageTextRetrieval:
+        """The texts of the chosen pairs change places among them."""
+        items = chosen_items(self.n_items, share, seed=seed)
+        texts = self.pairs.text.index_copy(0, items, self.pairs.text[items.roll(1)])
+        return replace(self, pairs=replace(self.pairs, text=texts))
 
     def queries(self) -> Sequence[Query]:
         """Every image asks for its text, then every text for its image."""

@@ -15,6 +15,7 @@ from vlmopt.core.workload import Outputs
 from vlmopt.tasks.answers import Answer, Query, Slice, label_answers, label_queries, question_slices
 from vlmopt.tasks.dataset import Task
 from vlmopt.tasks.feeding import Batches, Feeder, reads_images, reads_texts
+from vlmopt.tasks.mislabelling import mislabelled
 from vlmopt.tasks.scoring import cross_entropy, is_right, percent
 from vlmopt.tasks.splits import Sample
 
@@ -92,6 +93,9 @@ class VisualQuestionAnswering:
         groups = [self.item_groups[item] for item in items]
         targets = self.targets[list(items)]
         return replace(self, n_items=len(items), feeds=feeds, targets=targets, samples=samples, item_groups=groups)
+
+    def with_wrong_labels(self, share: float, *, seed: int) -> VisualQuestionAnswering:
+        return replace(self, targets=mislabelled(self.targets, len(self.labels), share, seed=seed))
 
     def queries(self) -> Sequence[Query]:
         return label_queries(self.samples)

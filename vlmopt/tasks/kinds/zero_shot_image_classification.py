@@ -15,6 +15,7 @@ from vlmopt.tasks.answers import Answer, Query, Slice, label_answers, label_quer
 from vlmopt.tasks.dataset import Task
 from vlmopt.tasks.feeding import Batches, Feeder, reads_images
 from vlmopt.tasks.kinds.image_text_retrieval import encoders
+from vlmopt.tasks.mislabelling import mislabelled
 from vlmopt.tasks.scoring import cross_entropy, is_right, percent, unit
 from vlmopt.tasks.splits import Sample
 
@@ -86,6 +87,9 @@ class ZeroShotImageClassification:
         groups = [self.item_groups[item] for item in items]
         targets = self.targets[list(items)]
         return replace(self, n_items=len(items), feeds=feeds, targets=targets, samples=samples, item_groups=groups)
+
+    def with_wrong_labels(self, share: float, *, seed: int) -> ZeroShotImageClassification:
+        return replace(self, targets=mislabelled(self.targets, len(self.labels), share, seed=seed))
 
     def queries(self) -> Sequence[Query]:
         return label_queries(self.samples)
