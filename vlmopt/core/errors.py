@@ -74,6 +74,10 @@ class PlanError(VlmoptError):
     """No plan meets the budgets."""
 
 
+class BudgetError(VlmoptError):
+    """A budget cannot be read, or needs something that is not known."""
+
+
 class EmitError(VlmoptError):
     """A graph could not be written in the format asked for."""
 
