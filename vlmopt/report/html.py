@@ -34,6 +34,7 @@ def render_html(report: Mapping[str, object]) -> str:
         cost_rows=sections.cost_rows(typed),
         latency_plots=charts.latency_plots(typed),
         trial_plot=charts.trial_plot(typed),
+        trial_front=charts.trial_front(typed),
         chosen_trial=charts.chosen_trial(typed),
         ledger=sections.ledger(typed),
         groups=sections.group_rows(typed),
