@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vlmopt.recipe import Recipe
 
-_KEYS = {"max_drop": "budgets.max_drop", "profile_file": "profile.file"}
+_KEYS = {
+    **{name: f"budgets.{name}" for name in ("max_drop", "latency", "size", "macs")},
+    "profile_file": "profile.file",
+}
 
 
 def recipe_of(file: Path | None, given: Mapping[str, object]) -> Recipe:

@@ -16,7 +16,7 @@ from pathlib import Path
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Progress
 from vlmopt.core.workload import Feed
-from vlmopt.emit import emit_program
+from vlmopt.emit import DEFAULT_OPSET, emit_program
 from vlmopt.graph.branches import Branch, find_branches
 from vlmopt.graph.costing import component_cost, nodes_cost
 from vlmopt.graph.regions import is_read_behind
@@ -46,7 +46,7 @@ class ComponentTimes:
 
 
 def time_branches(
-    program: Program, feeds: Mapping[str, Feed], *, opset: int, progress: Progress, runs: int = RUNS
+    program: Program, feeds: Mapping[str, Feed], *, progress: Progress, opset: int = DEFAULT_OPSET, runs: int = RUNS
 ) -> dict[str, ComponentTimes]:
     """Times of every component and of each of its branches that can be skipped.
 

@@ -36,7 +36,9 @@ from vlmopt.profiling.leave_one_out import LeaveOneOut
 from vlmopt.rundir import RunFile, atomic_write
 from vlmopt.tasks.binding import TaskWorkload
 from vlmopt.tasks.dataset import Task
+from vlmopt.workflow.branch_timing import error_lines, time_branches, with_latency
 from vlmopt.workflow.opening import open_model, open_task, with_fitted_head
+from vlmopt.workflow.run_state import sample_feeds
 
 
 def make_estimator(name: str, scoring: str, *, with_layers: bool = True) -> Estimator:
@@ -58,10 +60,15 @@ def profile_model(
     device: str = "cpu",
     dtype: str = "float32",
     allow_pickle: bool = False,
+    latency: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Profiles a model on the task's profile split and writes the file; a killed run continues where it stopped."""
+    """Profiles a model on the task's profile split and writes the file; a killed run continues where it stopped.
+
+    Args:
+        latency: measure what every branch costs in ONNX Runtime, too.
+    """
     show = progress or Silent()
     settings = [estimator, scoring, num_samples, seed, device, dtype]
     key = digest([str(Path(model).resolve()), str(Path(task).resolve()), *settings, __version__])
@@ -82,6 +89,12 @@ def profile_model(
             checkpoint=checkpoint_in(run.work(f"10-profile/{fresh}")),
             progress=show,
         )
+        if latency:
+            with show.stage("branch times"):
+                times = time_branches(program, sample_feeds(program, workload, seed=seed), progress=show)
+            for line in error_lines(times):
+                show.message(f"branch times: {line}")
+            profile = with_latency(profile, program, times)
         run.publish(profile.to_json())
     return profile_as_dict(profile)
 
