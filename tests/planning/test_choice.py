@@ -112,5 +112,5 @@ def test_no_cut_is_measured_twice_and_every_trial_is_kept() -> None:
     found = choose(candidates([0.3 * i for i in range(6)]), measure, max_drop=1.0)
     assert len(seen) == len(set(seen))
     assert found.names == ("b0", "b1", "b2")
-    assert {trial.order for trial in found.trials} == {"depth", "importance", "extension"}
+    assert {trial.order for trial in found.trials} == {"depth", "importance", "program", "extension"}
     assert all(trial.is_accepted == (trial.measurement.drop_points <= 1.0) for trial in found.trials)

@@ -82,3 +82,24 @@ def test_cuts_measured_together_or_one_by_one_are_the_same(program: Program) -> 
     assert together == [alone.measure([cut])[0] for cut in cuts]
     assert together[2].drop_points == 0.0
     assert together[0] == together[3]
+
+
+def test_items_kept_out_are_whole_groups_that_the_search_never_sees(program: Program) -> None:
+    meter = CutMeter(program, FIT, CHECK, {}, progress=Silent(), kept_out=0.25)
+    plain = meter_of(program)
+    cut = frozenset({NEEDED})
+    searched, kept, whole = meter.measure([cut])[0], meter.measure_kept_out([cut])[0], meter.measure_all([cut])[0]
+    assert whole == plain.measure([cut])[0]
+    groups = [*FIT.item_groups, *CHECK.item_groups]
+    n_kept = int(meter._is_hidden.sum())
+    hidden = {group for group, is_hidden in zip(groups, meter._is_hidden.tolist(), strict=True) if is_hidden}
+    assert len(hidden) == round(0.25 * len(set(groups)))
+    assert n_kept == sum(group in hidden for group in groups)
+    n = len(groups)
+    mean = ((n - n_kept) * searched.drop_points + n_kept * kept.drop_points) / n
+    assert mean == pytest.approx(whole.drop_points, abs=1e-9)
+    assert plain.measure_kept_out([cut]) == []
+
+
+def test_the_reference_is_the_metric_of_the_uncut_program_on_all_items(program: Program) -> None:
+    assert meter_of(program).reference_points == pytest.approx(100 * float(items(program).mean()), abs=1e-9)

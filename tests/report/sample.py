@@ -108,12 +108,17 @@ def full() -> dict[str, Any]:
         "drop_points": 0.4,
         "stderr_points": 0.2,
         "n_items": 150,
+        "kept_out_drop_points": 0.6,
+        "kept_out_stderr_points": 0.4,
+        "notes": ["1 better-looking cut did not hold on the items kept out of the search"],
         "trials": [trial(n, drop=0.02 * n**3) for n in range(1, 9)],
     }
     found["branches"] = [
         branch(f"layers.{i // 2}.{kind}", kept=i < 7, score=0.5 / (i + 1)) | {"kind": kind, "layer": i // 2}
         for i, kind in enumerate(["attention", "ffn"] * 6)
     ]
+    for row, certainty in zip(found["branches"][7:], ["uncertain", *["certain"] * 4], strict=True):
+        row["certainty"] = certainty
     found["gates"] = [
         {"name": "drop of accuracy on the test split, in points", "passed": True, "found": 0.5, "allowed": 1.0}
     ]

@@ -15,11 +15,12 @@ from tests.report import browser as chromium
 from tests.report.browser import Browser
 from tests.report.looks import problems
 from tests.report.sample import full
-from vlmopt.report.html import compare_html, render_html
+from tests.report.test_plan_shown import front
+from vlmopt.report.html import compare_html, front_html, render_html
 
 SIZES = pytest.mark.parametrize("width", [360, 768, 1280])
 SCHEMES = pytest.mark.parametrize("scheme", ["light", "dark"])
-PAGES = pytest.mark.parametrize("name", ["run", "comparison"])
+PAGES = pytest.mark.parametrize("name", ["run", "comparison", "front"])
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,7 @@ def pages(classifier: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     other["branches"][0]["kept"] = not other["branches"][0]["kept"]
     other["machine"]["processor"] = "Another"
     (folder / "run.html").write_text(render_html(run), encoding="utf-8")
+    (folder / "front.html").write_text(front_html(front()), encoding="utf-8")
     labels = ["out/a rather long name of a folder/for-style", "out/b"]
     (folder / "comparison.html").write_text(compare_html([run, other], labels=labels), encoding="utf-8")
     return folder

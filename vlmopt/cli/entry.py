@@ -24,6 +24,7 @@ COMMANDS = {
     "explain": "Show what a recipe would do: facts, plans, predicted savings and refusals.",
     "inspect": "Show a model's components and residual branches with their costs.",
     "profile": "Measure how much every branch of a model matters for a task.",
+    "plan": "Choose what to cut under budgets, from profiles alone; draw the Pareto front.",
     "eval": "Evaluate a model or an artifact on a task.",
     "bisect": "Find the one edit of a recipe after which something is wrong.",
     "verify": "Check an artifact again: its files, its outputs and its metric.",

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import click
 
 from vlmopt.cli.settings import Settings
+from vlmopt.core.budgets import Quantity, parse_limit
+from vlmopt.core.errors import BudgetError
 from vlmopt.core.guarding import DEFAULT_TIME_LIMIT_S
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -164,6 +166,47 @@ def _join_formats(_ctx: click.Context, _param: click.Parameter, value: tuple[tup
 def emit() -> Callable[[F], F]:
     text = f"Formats to write ({', '.join(FORMATS)}); with commas, or repeated.  [default: onnx]"
     return click.option("--emit", multiple=True, type=Formats(), callback=_join_formats, help=text)
+
+
+class BudgetType(click.ParamType[str]):
+    """A budget as `vlmopt.core.budgets` reads it; handed on as it was written."""
+
+    def __init__(self, quantity: Quantity) -> None:
+        self.quantity = quantity
+        self.name = quantity.value
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            parse_limit(self.quantity, value)
+        except BudgetError as error:
+            self.fail(f"{error.found}; expected {error.expected}.", param, ctx)
+        return str(value)
+
+
+def budgets(*, default_drop: str = "") -> Callable[[F], F]:
+    """--max-drop, --latency, --size and --macs.
+
+    Args:
+        default_drop: what the help says of the drop where none is given.
+    """
+    texts = (
+        (Quantity.MACS, "MACS", "Multiply-accumulates for one sample: 1.2G, or 0.5x of the original's."),
+        (Quantity.SIZE, "SIZE", "Size of the graph files: 20MB, or 0.5x of the original's."),
+        (Quantity.LATENCY, "TIME", "Latency in ONNX Runtime at batch 1: 5ms, or 0.5x of the original's."),
+        (
+            Quantity.DROP,
+            "POINTS",
+            f"Points of the metric that may be lost: 1, or 2% of the original's.{default_drop}",
+        ),
+    )
+
+    def decorate(function: F) -> F:
+        for quantity, metavar, text in texts:
+            option = click.option(quantity.option, type=BudgetType(quantity), metavar=metavar, help=text)
+            function = option(function)
+        return function
+
+    return decorate
 
 
 def as_json() -> Callable[[F], F]:

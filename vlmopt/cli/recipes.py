@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vlmopt.recipe import Recipe
 
-_KEYS = {"max_drop": "budgets.max_drop", "profile_file": "profile.file", "recover": "recovery.level"}
+_KEYS = {
+    **{name: f"budgets.{name}" for name in ("max_drop", "latency", "size", "macs")},
+    "profile_file": "profile.file",
+    "recover": "recovery.level",
+}
 
 
 def recipe_of(file: Path | None, given: Mapping[str, object]) -> Recipe:

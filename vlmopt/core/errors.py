@@ -78,6 +78,10 @@ class TuningError(VlmoptError):
     """Recovery by training cannot begin or go on."""
 
 
+class BudgetError(VlmoptError):
+    """A budget cannot be read, or needs something that is not known."""
+
+
 class EmitError(VlmoptError):
     """A graph could not be written in the format asked for."""
 

@@ -7,6 +7,7 @@ samples in the same way, and compared on the same items.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,9 @@ from vlmopt.graph.clusters import clustered
 from vlmopt.graph.head import head_features
 from vlmopt.graph.refit import fit_head, prior_weight
 from vlmopt.graph.replay import Replay
-from vlmopt.planning.choice import Measurement
+from vlmopt.planning.cuts import Measurement
+
+MIN_GROUPS_TO_KEEP_OUT = 80  # with fewer groups of items none is kept out of a search: every one is needed
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,9 @@ class Unseen:
 class CutMeter:
     """Drop of the metric for sets of skipped branches, heads fitted on `fit` and looked at on both splits.
 
-    Branches are named `component/branch`. `reference_fit` are the original program's outputs on `fit`.
+    Branches are named `component/branch`. `reference_fit` are the original program's outputs on `fit`. A share of the
+    groups of items, `kept_out`, is hidden from `measure`: picking the best of many noisy cuts overstates it by one to
+    one and a half standard errors, and only items that took no part in the picking can tell.
     """
 
     def __init__(
@@ -47,17 +52,49 @@ class CutMeter:
         *,
         progress: Progress,
         seed: int = 0,
+        kept_out: float = 0.0,
     ) -> None:
         self.program, self.fit, self.check = program, fit, check
         self.reference_fit, self.progress, self.seed = reference_fit, progress, seed
         self._replays = {name: _replay(program, name) for name in fit.feeds}
         self._baseline: dict[str, Unseen] | None = None
+        self._drops: dict[frozenset[str], Tensor] = {}
+        self._groups = [*self.fit.item_groups, *self.check.item_groups]
+        hidden = _hidden_groups(self._groups, kept_out, seed=seed)
+        self._is_hidden = torch.tensor([group in hidden for group in self._groups])
 
     def measure(self, cuts: Sequence[frozenset[str]]) -> list[Measurement]:
         """The drop of every cut in points, with its standard error over groups of items.
 
         Cuts that are measured together share one pass up to the first branch that they skip.
         """
+        return self._measured(cuts, ~self._is_hidden)
+
+    def measure_all(self, cuts: Sequence[frozenset[str]]) -> list[Measurement]:
+        """The same on all items, those kept out of `measure` included; a cut measured before costs nothing."""
+        return self._measured(cuts, torch.ones_like(self._is_hidden))
+
+    def measure_kept_out(self, cuts: Sequence[frozenset[str]]) -> list[Measurement]:
+        """The same on the items kept out of `measure`; empty where there are none."""
+        return self._measured(cuts, self._is_hidden) if bool(self._is_hidden.any()) else []
+
+    @property
+    def reference_points(self) -> float:
+        """The uncut program's metric on all items, in points."""
+        if self._baseline is None:
+            self.measure([frozenset()])
+        assert self._baseline is not None
+        return 100.0 * float(self._items(self._baseline).mean())
+
+    def _measured(self, cuts: Sequence[frozenset[str]], chosen: Tensor) -> list[Measurement]:
+        new = list(dict.fromkeys(cut for cut in cuts if cut not in self._drops))
+        if new:
+            self._drops.update(zip(new, self._item_drops(new), strict=True))
+        groups = [group for group, is_chosen in zip(self._groups, chosen.tolist(), strict=True) if is_chosen]
+        return [Measurement(*clustered(self._drops[cut][chosen], groups)) for cut in cuts]
+
+    def _item_drops(self, cuts: Sequence[frozenset[str]]) -> list[Tensor]:
+        """What every item loses under every cut, in points."""
         plans = [_by_component(cut) for cut in cuts]
         if self._baseline is None:
             plans = [{}, *plans]
@@ -65,8 +102,7 @@ class CutMeter:
         if self._baseline is None:
             self._baseline, unseen = unseen[0], unseen[1:]
         whole = self._items(self._baseline)
-        groups = [*self.fit.item_groups, *self.check.item_groups]
-        return [Measurement(*clustered(100.0 * (whole - self._items(found)), groups)) for found in unseen]
+        return [100.0 * (whole - self._items(found)) for found in unseen]
 
     def _items(self, unseen: Mapping[str, Unseen]) -> Tensor:
         """The metric's items of both splits, one after the other."""
@@ -105,6 +141,14 @@ class CutMeter:
         what = f"measuring {len(cuts)} cuts of {name}" if len(cuts) > 1 else f"measuring a cut of {name}"
         parts = [replay.variants(feed, cuts) for feed in self.progress.track(feeds, what, total=len(feeds))]
         return [torch.cat([part[i] for part in parts]) for i in range(len(cuts))]
+
+
+def _hidden_groups(groups: Sequence[str], share: float, *, seed: int) -> frozenset[str]:
+    """A seeded share of the groups; none where there are too few of them."""
+    distinct = sorted(set(groups))
+    if share <= 0 or len(distinct) < MIN_GROUPS_TO_KEEP_OUT:
+        return frozenset()
+    return frozenset(random.Random(seed).sample(distinct, round(share * len(distinct))))
 
 
 def _by_component(cut: frozenset[str]) -> dict[str, frozenset[str]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from vlmopt.core.budgets import RESOURCES
 from vlmopt.core.errors import RecipeError
 from vlmopt.recipe.schema import DEFAULT_MAX_DROP, EXACT_PASSES, VERSION, Recipe, known_keys
 from vlmopt.recipe.yaml_file import read_yaml, write_yaml
@@ -40,9 +41,12 @@ def load_recipe(path: str | Path, changes: Mapping[str, object] | None = None) -
 def default_recipe(model: str, task: str | None = None, changes: Mapping[str, object] | None = None) -> Recipe:
     """The recipe of a run that names only a model and a task; `changes` as for `load_recipe`.
 
-    With a task at most one point of its metric may be lost; without one nothing is cut that a task would have to judge.
+    With a task at most one point of its metric may be lost, unless another budget says how far to cut; without one
+    nothing is cut that a task would have to judge.
     """
     given: dict[str, object] = {"model": model, "task": task, "budgets": {"max_drop": DEFAULT_MAX_DROP}}
+    if any((changes or {}).get(f"budgets.{quantity.value}") is not None for quantity in RESOURCES):
+        given["budgets"] = {}
     if task is None and not (changes or {}).get("task"):
         given = {"model": model, "passes": list(EXACT_PASSES)}
     content = _resolve(given, Path.cwd())
@@ -89,8 +93,9 @@ def _explain(error: ValidationError, place: str) -> RecipeError:
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ").replace("tuple", "list")
     message = message.partition(" or instance of ")[0].replace("dictionary", "mapping (`key: value` lines)")
     kind = "expected" if first["msg"].startswith("Input should be ") else "found"
+    message, _, wanted = message.partition("; expected ") if kind == "found" else (message, "", "")
     found = f"found {first['input']!r}" + (f" ({message})" if kind == "found" else "")
-    return RecipeError(where, found, expected=message if kind == "expected" else "")
+    return RecipeError(where, found, expected=message if kind == "expected" else wanted)
 
 
 def _changed(content: Mapping[str, Any], changes: Mapping[str, object]) -> dict[str, Any]:

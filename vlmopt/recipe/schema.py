@@ -5,8 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
+from vlmopt.core.budgets import Budgets as Limits
+from vlmopt.core.budgets import Limit, Quantity, parse_budgets, parse_limit
+from vlmopt.core.errors import BudgetError
 from vlmopt.core.estimators import DEFAULT_SAMPLE, DEFAULT_UPDATES, Arms, EstimatorName
 
 VERSION = 1
@@ -43,9 +54,40 @@ class PassStep(_Section):
 
 
 class Budgets(_Section):
-    """What the compiled model must stay within. `max_drop` is in points of the task's metric; None sets no budget."""
+    """What the compiled model must stay within, as `vlmopt.core.budgets` reads it; None sets no budget.
 
-    max_drop: Annotated[float, Field(ge=0, le=100)] | None = None
+    `max_drop` is in points of the task's metric (`1`) or in percent of the original's (`2%`); the others are amounts
+    (`5ms`, `20MB`, `1.2G`) or shares of the original's (`0.5x`).
+    """
+
+    max_drop: float | str | None = None
+    latency: str | None = None
+    size: str | None = None
+    macs: float | str | None = None
+
+    @field_validator("max_drop", "latency", "size", "macs", mode="before")
+    @classmethod
+    def _can_be_read(cls, value: object, info: ValidationInfo) -> object:
+        if value is None:
+            return None
+        quantity = Quantity(info.field_name)
+        try:
+            parse_limit(quantity, value)
+        except BudgetError as error:
+            raise ValueError(f"{error.found}; expected {error.expected}") from error
+        if quantity is Quantity.DROP and isinstance(value, str) and not value.strip().endswith("%"):
+            return float(value)  # typed on the command line
+        return value
+
+    @property
+    def limits(self) -> Limits:
+        """The budgets in the units that the code counts in."""
+        return parse_budgets({quantity: getattr(self, quantity.value) for quantity in Quantity})
+
+    @property
+    def drop(self) -> Limit | None:
+        """The largest drop of the metric that is allowed."""
+        return self.limits.drop
 
 
 class ProfileSettings(_Section):

@@ -67,5 +67,7 @@ def _all(parts: Parts) -> list[BranchRow]:
 
 def _row(branch: BranchSection) -> BranchRow:
     fate = branch.reason if branch.kept else f"by step {branch.cut_by}" if branch.cut_by else ""
+    if branch.certainty is not None:
+        fate += f"{', ' if fate else ''}{branch.certainty}"
     cost = (branch.params, branch.macs)
     return BranchRow(branch.name, branch.kind, branch.layer, *cost, branch.score, branch.stderr, branch.kept, fate)

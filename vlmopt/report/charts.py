@@ -55,7 +55,7 @@ def trial_plot(report: Report) -> Markup | None:
     total = report.result.cost.original.macs or max(trial.saved_macs for trial in plan.trials) or 1
     chosen = chosen_trial(report)
     # One cut that ruins the model would press all others onto the axis, so large drops lie on the upper edge.
-    ceiling = _CEILING * max(plan.max_drop_points, plan.drop_points, 0.25)
+    ceiling = _CEILING * max(plan.max_drop_points or 0.0, plan.drop_points, 0.25)
     dots = []
     for i, trial in enumerate(plan.trials):
         state = "accepted" if trial.is_accepted else "rejected"
@@ -66,17 +66,39 @@ def trial_plot(report: Report) -> Markup | None:
         kind = "chosen" if i == chosen else plots.BEYOND if shown < trial.drop_points else state
         dots.append(plots.Dot(saved, shown, title, kind))
     dots.sort(key=lambda dot: dot.kind == "chosen")  # the chosen one is drawn over the others
-    line = plots.Line(plan.max_drop_points, f"allowed {plan.max_drop_points:g}", "limit")
-    title = "every cut that was tried: saved computation and measured drop"
+    allowed = plan.max_drop_points
+    title = "every cut that was tried: saved computation and measured drop, with the front"
+    shown_front = [plan.trials[i] for i in trial_front(report) if plan.trials[i].drop_points <= ceiling]
     return plots.scatter_plot(
-        dots, title=title, x_label="saved MACs", y_label="drop in points", y_line=line, x_unit=" %"
+        dots,
+        title=title,
+        x_label="saved MACs",
+        y_label="drop in points",
+        y_line=None if allowed is None else plots.Line(allowed, f"allowed {allowed:g}", "limit"),
+        x_unit=" %",
+        front=[(100 * trial.saved_macs / total, trial.drop_points) for trial in shown_front],
     )
 
 
+def trial_front(report: Report) -> list[int]:
+    """The trials that no other beats in both saved MACs and measured drop, the one that saves least first."""
+    if report.plan is None:
+        return []
+    trials = report.plan.trials
+    front: list[int] = []
+    for i in sorted(range(len(trials)), key=lambda i: (-trials[i].saved_macs, trials[i].drop_points)):
+        if not front or trials[i].drop_points < trials[front[-1]].drop_points:
+            front.append(i)
+    return front[::-1]
+
+
 def chosen_trial(report: Report) -> int | None:
-    """Which trial the planner chose: of the accepted ones that saves most; the first of several that are alike."""
+    """Which trial the planner chose; in older reports the first of the accepted ones that saves most."""
     if report.plan is None:
         return None
+    marked = [i for i, trial in enumerate(report.plan.trials) if trial.is_chosen]
+    if marked:
+        return marked[0]
     accepted = [(trial.saved_macs, -i) for i, trial in enumerate(report.plan.trials) if trial.is_accepted]
     return -max(accepted)[1] if accepted else None
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -14,6 +15,7 @@ from markupsafe import Markup
 from vlmopt.report import charts, naming, quantities, sections
 from vlmopt.report.branch_picture import branch_pictures
 from vlmopt.report.comparing import compare, comparison_plot, comparison_tables
+from vlmopt.report.front import front_plot, front_table
 from vlmopt.report.schema import Report, read_report
 from vlmopt.report.summary import summarize
 
@@ -34,6 +36,7 @@ def render_html(report: Mapping[str, object]) -> str:
         cost_rows=sections.cost_rows(typed),
         latency_plots=charts.latency_plots(typed),
         trial_plot=charts.trial_plot(typed),
+        trial_front=charts.trial_front(typed),
         chosen_trial=charts.chosen_trial(typed),
         ledger=sections.ledger(typed),
         groups=sections.group_rows(typed),
@@ -54,6 +57,16 @@ def compare_html(reports: Sequence[Mapping[str, object]], *, labels: Sequence[st
         table=comparison_tables(comparison)[0],
         plot=comparison_plot(comparison),
         headings=[naming.heading(run.report) for run in comparison.runs],
+    )  # fmt: skip
+
+
+def front_html(front: Mapping[str, Any]) -> str:
+    """The page of a front, as `vlmopt plan --front` computes it."""
+    return _environment().get_template("front.html").render(
+        title=f"What {', '.join(front['tasks'])} needs of {front['model']}",
+        front=front,
+        plot=front_plot(front),
+        table=front_table(front),
     )  # fmt: skip
 
 

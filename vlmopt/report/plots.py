@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup
 
@@ -15,6 +16,7 @@ _LEFT, _RIGHT = 3.0, 97.0  # percent of the width between which values lie, so t
 _TICK = Markup('<line x1="{x}%" x2="{x}%" y1="{top}" y2="{bottom}" class="grid"/>')
 _TEXT = Markup('<text x="{x}%" y="{y}" text-anchor="{anchor}" class="{kind}">{text}</text>')
 _RULE = Markup('<line x1="{left}%" x2="{right}%" y1="{y}" y2="{y}" class="{kind}"/>')
+_JOINT = Markup('<line x1="{x1}%" y1="{y1}" x2="{x2}%" y2="{y2}" class="front"/>')
 _DOT = Markup('<circle cx="{x}%" cy="{y}" r="{r}" class="{kind}"><title>{title}</title></circle>')
 
 
@@ -137,9 +139,16 @@ def latency_plot(rows: Sequence[Distribution], *, title: str) -> Markup:
 
 
 def scatter_plot(
-    dots: Sequence[Dot], *, title: str, x_label: str, y_label: str, y_line: Line | None = None, x_unit: str = ""
+    dots: Sequence[Dot],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    y_line: Line | None = None,
+    x_unit: str = "",
+    front: Sequence[tuple[float, float]] = (),
 ) -> Markup:
-    """Points with whiskers along y, larger y at the top."""
+    """Points with whiskers along y, larger y at the top; the points of a front are joined by a line."""
     height = 300
     values = [v for dot in dots for v in (dot.y, dot.low, dot.high) if v is not None]
     x = Scale.over([dot.x for dot in dots], first=9.0, last=97.0)
@@ -158,6 +167,8 @@ def scatter_plot(
         at = y.place(y_line.value)
         parts.append(_RULE.format(left=9, right=97, y=at, kind=y_line.kind))
         parts.append(_TEXT.format(x=97, y=at - 5, anchor="end", kind="tick", text=y_line.label))
+    for (x1, y1), (x2, y2) in pairwise(front):
+        parts.append(_JOINT.format(x1=x.place(x1), y1=y.place(y1), x2=x.place(x2), y2=y.place(y2)))
     for dot in dots:
         parts += _dot(dot, x, y)
     parts += _labels(dots, x, y, bottom=height - 48)

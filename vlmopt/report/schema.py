@@ -166,6 +166,8 @@ class BranchSection(_Section):
     """A residual branch of the original: its cost, its importance (loss increase without it) and whether it stays.
 
     `cut_by` is the step that took it out (`2 skip-branches`), `reason` why the steps that might have done so did not.
+    `certainty` is said of a cut branch whose rank was bootstrapped: certain where 95 % of the resamples rank it among
+    the least needed, as many as were cut.
     """
 
     component: str
@@ -179,26 +181,43 @@ class BranchSection(_Section):
     kept: bool
     cut_by: str = ""
     reason: str = ""
+    certainty: Literal["certain", "uncertain"] | None = None
 
 
 class TrialSection(_Section):
-    """One cut that the planner measured on held-out items of the profile and validation splits."""
+    """One cut that the planner measured on held-out items of the profile and validation splits.
+
+    `fits` says whether it saves what the budgets of resources ask for; `order` which search it came from.
+    """
 
     n_cut: int
     saved_macs: int
     drop_points: float
     stderr_points: float
     is_accepted: bool
+    order: str = ""
+    saved_latency_us: float = 0.0
+    saved_bytes: int = 0
+    fits: bool = True
+    is_chosen: bool = False
 
 
 class PlanSection(_Section):
-    """How the planner chose: the drop it was allowed, what it measured for its choice, and everything it tried."""
+    """How the planner chose: what it was allowed, what it measured for its choice, and everything it tried.
 
-    max_drop_points: float
+    `limits` are the budgets of resources as they were written; `max_drop_points` is None where no drop was allowed or
+    forbidden. `kept_out_*` is the choice on items that no search looked at; `notes` say what did not go straight.
+    """
+
+    max_drop_points: float | None = None
     drop_points: float
     stderr_points: float
     n_items: int
     trials: tuple[TrialSection, ...] = ()
+    limits: tuple[str, ...] = ()
+    kept_out_drop_points: float | None = None
+    kept_out_stderr_points: float | None = None
+    notes: tuple[str, ...] = ()
 
 
 class EpochSection(_Section):

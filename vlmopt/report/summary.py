@@ -146,9 +146,11 @@ def _asked(report: Report) -> list[str]:
     kind = task.kind.replace("-", " ")
     text = f"Keep of the model {name} what the task “{task.name}” needs ({kind}, judged by {task.metric})."
     allowed = naming.allowed_drop(report)
+    limits = report.plan.limits if report.plan is not None else ()
+    asked = [text, f"The compiled model must stay within {_joined(list(limits))}."] if limits else [text]
     if allowed is None:
-        return [text, f"No bound was set on how much {task.metric} may fall."]
-    return [text, f"{_capital(task.metric)} may fall by at most {naming.points_words(allowed)}."]
+        return [*asked, f"No bound was set on how much {task.metric} may fall."]
+    return [*asked, f"{_capital(task.metric)} may fall by at most {naming.points_words(allowed)}."]
 
 
 def _cut(report: Report) -> list[str]:
@@ -167,12 +169,23 @@ def _cut(report: Report) -> list[str]:
     if parts:
         sentences.append(_capital(_joined(parts)) + ".")
         sentences.append("A branch is a block of the network whose result is added to what flows past it.")
+        sentences += _certainty(report)
     elif report.branches:
         sentences.append(f"Nothing: all {plural(len(report.branches), 'branch', 'branches')} are still there.")
     gone = [name for name, pair in report.result.latency_ms.items() if naming.is_gone(report, name, pair)]
     for name in gone:
         sentences.append(f"{_capital(naming.component_words(name))} is not needed any more when the model runs.")
     return [*sentences, *_other_changes(report)]
+
+
+def _certainty(report: Report) -> list[str]:
+    """How many cuts other data of the same kind would have made as well."""
+    judged = [branch for branch in report.branches if branch.certainty is not None]
+    if not judged:
+        return []
+    n_certain = sum(branch.certainty == "certain" for branch in judged)
+    resamples = "at least 95 % of resamples of the profile's items rank the branch among"
+    return [f"{n_certain} of {plural(len(judged), 'cut')} are certain: {resamples} the {len(judged)} least needed."]
 
 
 def _other_changes(report: Report) -> list[str]:

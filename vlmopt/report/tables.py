@@ -106,8 +106,13 @@ def _branches(report: Report) -> Table:
     if report.plan is not None:
         plan = report.plan
         found = f"{plan.drop_points:.1f} ± {plan.stderr_points:.1f} points on {plan.n_items} items"
-        allowed = f"{plan.max_drop_points:g} allowed"
-        note += f" Of {len(plan.trials)} cuts tried, the chosen one dropped {found} ({allowed})."
+        bounds = [] if plan.max_drop_points is None else [f"{plan.max_drop_points:g} allowed"]
+        bounds += [f"within {', '.join(plan.limits)}"] if plan.limits else []
+        note += f" Of {len(plan.trials)} cuts tried, the chosen one dropped {found} ({'; '.join(bounds)})."
+        if plan.kept_out_drop_points is not None:
+            kept_out = f"{plan.kept_out_drop_points:.1f} ± {plan.kept_out_stderr_points or 0.0:.1f} points"
+            note += f" On items that no search looked at it dropped {kept_out}."
+        note += "".join(f" Note: {text}." for text in plan.notes)
     columns = ("component", "branch", "kind", "", "parameters", "MACs", "importance")
     return Table("What was cut", columns, rows, n_text_columns=4, note=note)
 
@@ -116,7 +121,8 @@ def _branch_row(branch: BranchSection) -> tuple[str, ...]:
     score = "" if branch.score is None else f"{branch.score:.4f}"
     if branch.score is not None and branch.stderr is not None:
         score += f" ± {branch.stderr:.4f}"
-    kept = "kept" if branch.kept else "cut"
+    sure = f" ({branch.certainty})" if branch.certainty else ""
+    kept = "kept" if branch.kept else f"cut{sure}"
     return branch.component, branch.name, branch.kind, kept, count(branch.params), count(branch.macs), score
 
 

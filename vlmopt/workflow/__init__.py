@@ -1,14 +1,39 @@
-"""The only room that knows the order of the stages."""
+"""The only room that knows the order of the stages.
 
-from vlmopt.workflow.artifact import bench_artifact, verify_artifact
-from vlmopt.workflow.bisecting.search import bisect, judge_again, scratch_path
-from vlmopt.workflow.departures import worst_nodes
-from vlmopt.workflow.evaluating import evaluate
-from vlmopt.workflow.explaining import Explanation, explain
-from vlmopt.workflow.inspecting import inspect_model
-from vlmopt.workflow.optimizing import optimize
-from vlmopt.workflow.profiling import profile_model
-from vlmopt.workflow.watching.observing import Watch
+Names are imported when they are asked for: `vlmopt plan` works on profiles alone, and torch takes seconds to import.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlmopt.workflow.artifact import bench_artifact, verify_artifact
+    from vlmopt.workflow.bisecting.search import bisect, judge_again, scratch_path
+    from vlmopt.workflow.departures import worst_nodes
+    from vlmopt.workflow.evaluating import evaluate
+    from vlmopt.workflow.explaining import Explanation, explain
+    from vlmopt.workflow.inspecting import inspect_model
+    from vlmopt.workflow.optimizing import optimize
+    from vlmopt.workflow.profiling import profile_model
+    from vlmopt.workflow.watching.observing import Watch
+
+_MODULES = {
+    "Explanation": "explaining",
+    "Watch": "watching.observing",
+    "bench_artifact": "artifact",
+    "bisect": "bisecting.search",
+    "evaluate": "evaluating",
+    "explain": "explaining",
+    "inspect_model": "inspecting",
+    "judge_again": "bisecting.search",
+    "optimize": "optimizing",
+    "profile_model": "profiling",
+    "scratch_path": "bisecting.search",
+    "verify_artifact": "artifact",
+    "worst_nodes": "departures",
+}
 
 __all__ = [
     "Explanation",
@@ -25,3 +50,9 @@ __all__ = [
     "verify_artifact",
     "worst_nodes",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -8,6 +8,7 @@ from typing import Any
 from vlmopt.core.contract import Promise, Site
 from vlmopt.core.program import Program
 from vlmopt.graph.branches import find_branches
+from vlmopt.profiling.document import Profile
 from vlmopt.rewrite.pipeline import StepResult
 from vlmopt.workflow.inspecting import branch_rows
 from vlmopt.workflow.run_state import RunState
@@ -40,7 +41,19 @@ def branch_section(state: RunState, steps: Sequence[StepResult]) -> list[dict[st
                     "reason": "; ".join(_reasons(state, steps, name, row)) if is_kept else "",
                 }
             )
-    return rows
+    return with_certainty(rows, state.profile)
+
+
+def with_certainty(rows: Sequence[dict[str, Any]], profile: Profile | None) -> list[dict[str, Any]]:
+    """The rows, every cut marked certain where 95 % of the bootstrap resamples rank it below the number of cuts."""
+    ranks = profile.stability.ranks if profile is not None and profile.stability is not None else {}
+    n_cut = sum(not row["kept"] for row in rows)
+    marked = []
+    for row in rows:
+        interval = None if row["kept"] else ranks.get(f"{row['component']}/{row['name']}")
+        certainty = None if interval is None else "certain" if interval[1] < n_cut else "uncertain"
+        marked.append({**row, "certainty": certainty})
+    return marked
 
 
 def _branch_names(program: Program, component: str) -> frozenset[str]:
@@ -65,11 +78,14 @@ def _reasons(state: RunState, steps: Sequence[StepResult], component: str, row: 
 
 
 def _why_left(state: RunState, step: StepResult, left: Sequence[Site], *, n_before: int) -> str:
-    choice, max_drop, limit = state.choice, state.recipe.budgets.max_drop, state.recipe.max_sites
+    choice, budgets, limit = state.choice, state.recipe.budgets.limits, state.recipe.max_sites
     is_spent = limit is not None and n_before >= limit
     is_wanted = choice is not None and any(site.name in choice.names for site in left)
-    if is_spent or is_wanted or step.plan.is_chosen or choice is None or max_drop is None:
+    if is_spent or is_wanted or step.plan.is_chosen or choice is None or not budgets:
         return "the largest number of sites was reached"
+    if budgets.resources:
+        return f"not in the cut that loses least of those that meet {budgets.text}"
+    max_drop = state.choice_max_drop
     if not choice.names:
         return f"no cut stayed within a drop of {max_drop:g} points"
     return f"not in the cut that saves most of those that stayed within a drop of {max_drop:g} points"

@@ -2,61 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+from vlmopt.core.budgets import Quantity
 from vlmopt.core.contract import Plan, Site
 from vlmopt.core.program import Program
-from vlmopt.planning.choice import Candidate, choose
-from vlmopt.planning.meter import CutMeter
+from vlmopt.planning.cuts import Trial
 from vlmopt.profiling.document import Profile, check_profile, read_profile
 from vlmopt.recipe.schema import Recipe
-from vlmopt.workflow.opening import LazyOutputs, OpenedTask
+from vlmopt.workflow.branch_timing import error_lines, has_times, time_branches, with_latency
+from vlmopt.workflow.budgeting import folded_components
+from vlmopt.workflow.opening import OpenedTask
 from vlmopt.workflow.profiling import checkpoint_in, estimator_of, measure_profile
 from vlmopt.workflow.refusing import without_budget
-from vlmopt.workflow.remembering import (
-    MeasuredChoice,
-    choice_key,
-    keep_choice,
-    keep_profile,
-    kept_choice,
-    kept_profile,
-    profile_folder,
-)
+from vlmopt.workflow.remembering import keep_profile, kept_profile, profile_folder
 from vlmopt.workflow.run_state import RunState
-
-# Fitting and checking a cut while planning uses at most so many samples of each split; the final fit uses all.
-PLANNING_SAMPLES = 2048
+from vlmopt.workflow.searching import choose_measured
 
 
 def choose_sites(state: RunState, program: Program, plan: Plan) -> list[Site]:
-    """The sites that the planner picks under the allowed drop, by the profile and by measuring on validation."""
-    max_drop = state.recipe.budgets.max_drop
-    if state.bound is None or max_drop is None:
+    """The sites that the planner picks under the budgets, by the profile and by measuring on validation."""
+    if state.bound is None or not state.recipe.budgets.limits:
         raise without_budget()
-    profile = _profile(state, state.bound)
+    profile = _with_times(state, _profile(state, state.bound))
     state.importance.update(profile.importance())
-    measured = _choice(state, state.bound, program, worth_cutting(state.recipe, program, plan), max_drop)
-    choice, state.choice, state.choice_items = measured.choice, measured.choice, measured.n_items
-    trials = [
-        {"order": t.order, "n_cut": t.n_cut, "macs": t.macs, **asdict(t.measurement), "is_accepted": t.is_accepted}
-        for t in choice.trials
-    ]
-    state.ledger.note("plan", "choice", names=choice.names, **asdict(choice.measurement), trials=trials)
+    measured = choose_measured(state, state.bound, program, worth_cutting(state.recipe, program, plan), profile)
+    state.choice = choice = measured.choice
+    state.choice_items, state.choice_max_drop = measured.n_items, measured.max_drop_points
+    state.ledger.note(
+        "plan",
+        "choice",
+        names=choice.names,
+        **asdict(choice.measurement),
+        kept_out=None if choice.kept_out is None else asdict(choice.kept_out),
+        notes=choice.notes,
+        trials=[_trial(trial) for trial in choice.trials],
+    )
     chosen = set(choice.names)
     return [site for site in plan.sites if site.name in chosen]
 
 
+def _trial(trial: Trial) -> dict[str, Any]:
+    kept = ("order", "n_cut", "macs", "is_accepted", "latency_us", "size_bytes", "fits")
+    return {name: getattr(trial, name) for name in kept} | asdict(trial.measurement)
+
+
 def worth_cutting(recipe: Recipe, program: Program, plan: Plan) -> Plan:
     """The plan without sites in components that the recipe evaluates at compile time: cutting those saves nothing."""
-    if all(step.name != "fold-fixed-inputs" for step in recipe.passes):
-        return plan
-    folded = {
-        name
-        for name, component in program.components.items()
-        if {spec.name for spec in component.inputs} <= program.fixed_inputs.get(name, {}).keys()
-    }
+    folded = folded_components(recipe, program)
     return replace(plan, sites=tuple(site for site in plan.sites if site.component not in folded))
 
 
@@ -68,6 +63,7 @@ def _profile(state: RunState, bound: OpenedTask) -> Profile:
     with_layers = any(step.name == "skip-layers" for step in state.recipe.passes)
     workload = bound.source.workload(bound.program, "profile", limit=limit)
     folder = profile_folder(state, bound, workload.fingerprint, with_layers=with_layers)
+    state.profile_folder = folder
     state.profile = kept_profile(folder)
     if state.profile is not None:
         state.progress.message("profile: taken up from an earlier run")
@@ -102,42 +98,19 @@ def given_profile(recipe: Recipe, bound: OpenedTask) -> Profile | None:
     return profile
 
 
-def _choice(state: RunState, bound: OpenedTask, program: Program, plan: Plan, max_drop: float) -> MeasuredChoice:
-    """What an earlier try chose for this very program and budget, or what a search finds now."""
-    limit = _least(PLANNING_SAMPLES, state.recipe.num_samples)
-    fit = bound.source.workload(program, "profile", limit=limit)
-    check = bound.source.workload(program, "validation", limit=limit)
-    key = choice_key(state, bound, program, plan, workloads=[fit.fingerprint, check.fingerprint])
-    measured = kept_choice(state.run, key)
-    if measured is not None:
-        state.progress.message(f"plan: taken up from an earlier run ({len(measured.choice.names)} sites)")
-        return measured
-    reference = LazyOutputs(state.reference, fit, progress=state.progress)
-    branches = {site.name: frozenset(f"{site.component}/{name}" for name in site.target) for site in plan.sites}
-    with state.progress.stage("plan"):
-        meter = CutMeter(program, fit, check, reference, progress=state.progress, seed=state.recipe.seed)
-        choice = choose(
-            _candidates(plan, state.importance),
-            lambda cuts: meter.measure([frozenset().union(*(branches[name] for name in cut)) for cut in cuts]),
-            max_drop=max_drop,
-        )
-    measured = MeasuredChoice(choice, fit.n_items + check.n_items)
-    keep_choice(state.run, key, measured)
-    return measured
-
-
-def _candidates(plan: Plan, importance: Mapping[str, float]) -> list[Candidate]:
-    """The plan's sites with their scores; depth is relative to the component, so that two encoders can be compared."""
-    counts: dict[str, int] = {}
-    for site in plan.sites:
-        counts[site.component] = counts.get(site.component, 0) + 1
-    seen: dict[str, int] = {}
-    candidates = []
-    for site in plan.sites:
-        seen[site.component] = seen.get(site.component, 0) + 1
-        position = 1000 * seen[site.component] // counts[site.component]
-        candidates.append(Candidate(site.name, importance.get(site.name, 0.0), position, site.saving.macs))
-    return candidates
+def _with_times(state: RunState, profile: Profile) -> Profile:
+    """The profile with the times of branches, measured now where a latency budget needs them and it has none."""
+    if Quantity.LATENCY not in state.recipe.budgets.limits.limits or has_times(profile):
+        return profile
+    with state.stage("branch times"):
+        feeds = state.sample_feeds(state.original)
+        times = time_branches(state.original, feeds, opset=state.recipe.opset, progress=state.progress)
+    for line in error_lines(times):
+        state.progress.message(f"branch times: {line}")
+    state.profile = with_latency(profile, state.original, times)
+    if state.profile_folder is not None:
+        keep_profile(state.profile_folder, state.profile)
+    return state.profile
 
 
 def _least(*limits: int | None) -> int | None:

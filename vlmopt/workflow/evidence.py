@@ -169,8 +169,9 @@ def _picture(state: RunState, query: Query) -> str:
 
 def drop_gate(state: RunState, metric: Mapping[str, Any]) -> list[Gate]:
     """The gate on the drop, where the recipe has one."""
-    bound = state.recipe.budgets.max_drop
-    if bound is None or not state.recipe.verify.max_drop_gate:
+    limit = state.recipe.budgets.drop
+    if limit is None or not state.recipe.verify.max_drop_gate:
         return []
+    bound = limit.resolve(100.0 * float(metric["original"]))
     drop = float(metric["drop_points"])
     return [Gate(f"drop of {metric['name']} on the test split, in points", drop <= bound, drop, bound)]

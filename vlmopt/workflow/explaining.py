@@ -58,6 +58,7 @@ def explain(recipe: Recipe, *, watch: Watch | None = None, progress: Progress | 
         "model": recipe.model,
         "task": recipe.task,
         "max_drop": recipe.budgets.max_drop,
+        "budgets": recipe.budgets.model_dump(mode="json"),
         "plan": rows,
         "cost": {"before": program_cost(program).as_dict(), "after": program_cost(left).as_dict()},
         "warnings": [*watch.left_out, *_warnings(recipe, rows)],
@@ -165,11 +166,11 @@ def _decision(recipe: Recipe, result: StepResult, candidates: Plan) -> str:
     if not result.plan.sites:
         return "nothing to do"
     if not result.plan.is_chosen:
-        if recipe.budgets.max_drop is None:
+        if not recipe.budgets.limits:
             return "candidates; there is neither a budget (--max-drop) nor named sites"
         n_sites, n_candidates = len(result.plan.sites), len(candidates.sites)
         among = f"{n_candidates} of the {n_sites} are candidates" if n_candidates < n_sites else "candidates"
-        return f"{among}; the planner chooses up to --max-drop {recipe.budgets.max_drop:g}"
+        return f"{among}; the planner chooses up to {recipe.budgets.limits.text}"
     if recipe.max_sites is not None and result.left:
         return f"{len(result.applied)} applied, {len(result.left)} left by --limit {recipe.max_sites}"
     return "all applied"

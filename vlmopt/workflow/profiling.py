@@ -42,7 +42,9 @@ from vlmopt.recipe.schema import ProfileSettings
 from vlmopt.rundir import RunFile, atomic_write
 from vlmopt.tasks.binding import TaskWorkload
 from vlmopt.tasks.dataset import Task
+from vlmopt.workflow.branch_timing import error_lines, time_branches, with_latency
 from vlmopt.workflow.opening import open_model, open_task, with_fitted_head
+from vlmopt.workflow.run_state import sample_feeds
 
 
 def estimator_of(settings: ProfileSettings, *, with_layers: bool) -> Estimator:
@@ -76,10 +78,15 @@ def profile_model(
     device: str = "cpu",
     dtype: str = "float32",
     allow_pickle: bool = False,
+    latency: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Profiles a model on the task's profile split and writes the file; a killed run continues where it stopped."""
+    """Profiles a model on the task's profile split and writes the file; a killed run continues where it stopped.
+
+    Args:
+        latency: measure what every branch costs in ONNX Runtime, too.
+    """
     show = progress or Silent()
     # Stability is computed from what the checkpoint holds, so asking for it does not measure anything again.
     settings = [estimator, scoring, num_samples, n_updates, subset_size, arms, sample_size, seed, device, dtype]
@@ -110,6 +117,12 @@ def profile_model(
             checkpoint=checkpoint_in(run.work(f"10-profile/{fresh}")),
             progress=show,
         )
+        if latency:
+            with show.stage("branch times"):
+                times = time_branches(program, sample_feeds(program, workload, seed=seed), progress=show)
+            for line in error_lines(times):
+                show.message(f"branch times: {line}")
+            profile = with_latency(profile, program, times)
         run.publish(profile.to_json())
     return profile_as_dict(profile)
 

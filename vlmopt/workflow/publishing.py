@@ -31,6 +31,7 @@ from vlmopt.rundir import (
 from vlmopt.tasks.kinds.zero_shot_image_classification import prompts
 from vlmopt.tasks.specification import TaskKind
 from vlmopt.verify.parity import Gate, check_file, two_shapes
+from vlmopt.workflow.budgeting import resource_gates
 from vlmopt.workflow.evidence import Evidence, drop_gate, final_evaluation
 from vlmopt.workflow.reporting import report_of
 from vlmopt.workflow.run_state import RunState
@@ -57,6 +58,7 @@ def emit_and_verify(state: RunState, steps: list[StepResult]) -> Evidence:
             evidence.gates += drop_gate(state, evidence.metric)
     with state.stage("latency"):
         _measure(state, evidence)
+    evidence.gates += resource_gates(state, evidence)
     return evidence
 
 

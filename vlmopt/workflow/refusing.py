@@ -20,11 +20,15 @@ def refuse_early(recipe: Recipe) -> None:
         PlanError: a lossy pass with neither a budget nor named sites.
         ProfileError: the profile cannot be read.
     """
-    max_drop = recipe.budgets.max_drop
-    if max_drop is not None and recipe.task is None:
-        found = f"allows a drop of {max_drop:g} points of a metric, and there is no task to measure it on"
+    budgets, drop = recipe.budgets.limits, recipe.budgets.drop
+    if drop is not None and recipe.task is None:
+        unit = "of its value" if drop.is_relative else "points"
+        found = f"allows a metric to drop by {drop.text} {unit}, and there is no task to measure it on"
         raise RecipeError("max_drop", found, remedy="pass -t TASK, or leave the budget out")
-    if max_drop is None and any(_leaves_the_choice(step) for step in recipe.passes):
+    if budgets and recipe.task is None and any(_leaves_the_choice(step) for step in recipe.passes):
+        found = f"{budgets.text} leaves the choice to the planner, and there is no task to measure cuts on"
+        raise RecipeError("budgets", found, remedy="pass -t TASK, or name the sites in the recipe")
+    if not budgets and any(_leaves_the_choice(step) for step in recipe.passes):
         raise without_budget()
     if recipe.profile.file is not None:
         read_profile(Path(recipe.profile.file))
@@ -40,6 +44,6 @@ def without_budget() -> PlanError:
     return PlanError(
         "the recipe",
         "has a lossy pass with neither a budget nor named sites",
-        expected="a task and max_drop, or the option that names the sites",
+        expected="a task and a budget such as max_drop, or the option that names the sites",
         remedy="pass -t TASK --max-drop 1, or name the sites in the recipe",
     )

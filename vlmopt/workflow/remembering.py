@@ -21,7 +21,7 @@ from vlmopt.core.errors import ProfileError
 from vlmopt.core.machine import versions
 from vlmopt.core.manifest import sha256_of
 from vlmopt.core.program import Program
-from vlmopt.planning.choice import Choice
+from vlmopt.planning.cuts import Choice
 from vlmopt.profiling.document import Profile, read_profile
 from vlmopt.rewrite.invariants import checksum
 from vlmopt.rewrite.pipeline import program_text
@@ -36,10 +36,11 @@ _KEY_LENGTH = 16
 
 @dataclass(frozen=True)
 class MeasuredChoice:
-    """A choice and the number of items that it was measured on."""
+    """A choice, the number of items that it was measured on, and the drop in points that it was allowed."""
 
     choice: Choice
     n_items: int
+    max_drop_points: float | None = None
 
 
 def profile_folder(state: RunState, bound: OpenedTask, workload: str, *, with_layers: bool) -> Path:
@@ -80,7 +81,16 @@ def choice_key(state: RunState, bound: OpenedTask, program: Program, plan: Plan,
     sites = [[site.name, site.component, site.target, site.saving.as_dict()] for site in plan.sites]
     importance = {site.name: state.importance.get(site.name) for site in plan.sites}
     programs = [program_text(program), _weights(program), program_text(state.reference), _weights(state.reference)]
-    return _key([*_surroundings(state, bound), state.recipe.budgets.max_drop, *workloads, sites, importance, *programs])
+    budgets = state.recipe.budgets.model_dump(mode="json")
+    learned = [] if state.profile is None else [_costs_and_interactions(state.profile)]
+    return _key([*_surroundings(state, bound), budgets, *workloads, sites, importance, *learned, *programs])
+
+
+def _costs_and_interactions(profile: Profile) -> list[Any]:
+    """What the planner takes from a profile beside the scores."""
+    times = {f"{score.component}/{score.name}": score.latency_us for score in profile.scores}
+    pairs = [[one.first, one.second, one.score] for one in profile.interactions]
+    return [times, [total.model_dump(mode="json") for total in profile.totals], pairs]
 
 
 def tuning_key(state: RunState, bound: OpenedTask, program: Program, *, workloads: list[str]) -> str:

@@ -118,13 +118,18 @@ def _recovery_section(state: RunState) -> dict[str, Any] | None:
 
 def _plan_section(state: RunState) -> dict[str, Any] | None:
     """What the planner measured; None where the recipe names every site, as the resolved one does."""
-    choice, max_drop = state.choice, state.recipe.budgets.max_drop
-    if choice is None or max_drop is None:
+    choice = state.choice
+    if choice is None:
         return None
+    kept_out = choice.kept_out
     return {
-        "max_drop_points": max_drop,
+        "max_drop_points": state.choice_max_drop,
+        "limits": [f"{limit.quantity.value} {limit.text}" for limit in state.recipe.budgets.limits.resources],
+        "kept_out_drop_points": None if kept_out is None else kept_out.drop_points,
+        "kept_out_stderr_points": None if kept_out is None else kept_out.standard_error,
+        "notes": choice.notes,
         "drop_points": choice.measurement.drop_points,
-        "stderr_points": choice.measurement.standard_error,
+        "stderr_points": _or_nothing(choice.measurement.standard_error),
         "n_items": state.choice_items,
         "trials": [
             {
@@ -133,11 +138,21 @@ def _plan_section(state: RunState) -> dict[str, Any] | None:
                 "drop_points": trial.measurement.drop_points,
                 "stderr_points": trial.measurement.standard_error,
                 "is_accepted": trial.is_accepted,
+                "order": trial.order,
+                "saved_latency_us": trial.latency_us,
+                "saved_bytes": trial.size_bytes,
+                "fits": trial.fits,
+                "is_chosen": trial.names == choice.names,
             }
             for trial in choice.trials
             if math.isfinite(trial.measurement.cautious_drop)  # items of one group alone have no standard error
         ],
     }
+
+
+def _or_nothing(error: float) -> float:
+    """Items of one group have no standard error; the planner's notes say so."""
+    return error if math.isfinite(error) else 0.0
 
 
 def _machine_section(evidence: Evidence) -> dict[str, Any]:

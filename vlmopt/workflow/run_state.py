@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -12,7 +13,7 @@ from vlmopt.core.ledger import Ledger
 from vlmopt.core.program import Component, Program
 from vlmopt.core.progress import Progress
 from vlmopt.core.workload import Feed
-from vlmopt.planning.choice import Choice
+from vlmopt.planning.cuts import Choice
 from vlmopt.profiling.document import Profile
 from vlmopt.recipe.schema import Recipe
 from vlmopt.rundir import RunDirectory
@@ -31,6 +32,8 @@ class RunState:
     `reference` is the original as exact and close passes left it before the first cut: what heads without labels are
     fitted to reproduce. `choice` is what the planner chose last, measured on `choice_items` items; None where the
     recipe names every site. `tuned` is how training went, where the recipe asks for it.
+    `choice_max_drop` is what it was allowed to drop, in points.
+    `profile_folder` is where the profile is kept for the next try, when this run measured it.
     """
 
     recipe: Recipe
@@ -45,6 +48,8 @@ class RunState:
     choice: Choice | None = None
     choice_items: int = 0
     tuned: Tuned | None = None
+    choice_max_drop: float | None = None
+    profile_folder: Path | None = None
     gates: list[Gate] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     _original: Program | None = None

@@ -20,12 +20,7 @@ from vlmopt.cli.watching import choose_steps, make_watch, split_switches, switch
 @options.output("Folder to create.", is_required=False)
 @click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE", help="Start from this recipe (YAML).")
 @click.option("--profile", "profile_file", metavar="FILE", help="Use this profile instead of measuring one.")
-@click.option(
-    "--max-drop",
-    type=click.FloatRange(0, 100),
-    metavar="POINTS",
-    help="Points of the metric that may be lost.  [default: 1 with a task and no recipe]",
-)
+@options.budgets(default_drop="  [default: 1 with a task, no recipe and no other budget]")
 @click.option(
     "--recover",
     type=click.Choice(("head", "closed-form", "adapters", "weights")),
@@ -64,6 +59,9 @@ def command(
 
     \b
     Example: vlmopt optimize -m openai/clip-vit-base-patch32 -t tasks/style -o out --max-drop 1
+
+    With --max-drop as much computation is cut as the metric allows; with --latency, --size or --macs no more than they
+    ask for, and what loses least; with both, both must hold.
 
     Options given here win over those of the recipe; the defaults hold where neither says anything. A failed gate exits
     with 3 and leaves nothing under the output's name. --skip, --stop-after and --limit change the recipe, and so the

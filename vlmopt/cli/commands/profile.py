@@ -66,6 +66,7 @@ from vlmopt.core.estimators import DEFAULT_SAMPLE, DEFAULT_UPDATES, ESTIMATORS
 )
 @click.option("--device", default="cpu", show_default=True, help="Where torch computes: cpu, cuda, cuda:1.")
 @click.option("--dtype", type=click.Choice(options.DTYPES), default="float32", show_default=True, help="Number format.")
+@click.option("--latency", is_flag=True, help="Measure what every branch costs in ONNX Runtime, too.")
 @options.threads()
 @options.allow_pickle()
 @options.force("Replace the file.")

@@ -106,11 +106,12 @@ class PromiseJudge:
         return found
 
     def _drop(self, program: Program) -> Finding | None:
-        limit = self._state.recipe.budgets.max_drop
-        if limit is None or not judges_drop(self._state):
+        allowed = self._state.recipe.budgets.drop
+        if allowed is None or not judges_drop(self._state):
             return None
         if self._baseline is None:
             self._baseline = self._metric(self._state.original)
+        limit = allowed.resolve(100.0 * self._baseline)
         drop = 100.0 * (self._baseline - self._metric(program))
         if drop <= limit:
             return None

@@ -1,0 +1,160 @@
+"""Budgets of a run: what is left to save when a cut is planned, whether a cut really saves it, and the final gates.
+
+MACs are counted on the graph. Latency and size are those of the emitted files, so a plan under such a budget is emitted
+and measured before it is taken.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlmopt.core.budgets import Limit, Quantity, amount_text
+from vlmopt.core.program import Program
+from vlmopt.emit import emit_program
+from vlmopt.graph.costing import program_cost
+from vlmopt.profiling.document import Profile
+from vlmopt.recipe.schema import Recipe
+from vlmopt.verify.parity import Gate
+from vlmopt.workflow.cutting import cut_program
+from vlmopt.workflow.evidence import Evidence
+from vlmopt.workflow.run_state import RunState
+from vlmopt.workflow.timing import graphs_bytes, time_sessions
+
+LATENCY_NOISE = 0.05  # medians of one graph differ by so much from run to run on a machine that does other work too
+_RUNS = 30
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a cut really takes of a limited resource, and what is allowed, in the resource's unit."""
+
+    limit: Limit
+    found: float
+    allowed: float
+
+    @property
+    def is_met(self) -> bool:
+        noise = LATENCY_NOISE if self.limit.quantity is Quantity.LATENCY else 0.0
+        return self.found <= self.allowed * (1.0 + noise)
+
+    @property
+    def text(self) -> str:
+        quantity = self.limit.quantity
+        found, allowed = amount_text(quantity, self.found), amount_text(quantity, self.allowed)
+        return f"{quantity.value} {found}, {allowed} allowed"
+
+
+def folded_components(recipe: Recipe, program: Program) -> frozenset[str]:
+    """Components that the recipe evaluates at compile time, all their inputs being fixed."""
+    if all(step.name != "fold-fixed-inputs" for step in recipe.passes):
+        return frozenset()
+    return frozenset(
+        name
+        for name, component in program.components.items()
+        if {spec.name for spec in component.inputs} <= program.fixed_inputs.get(name, {}).keys()
+    )
+
+
+def needs_of(
+    state: RunState, program: Program, profile: Profile | None, *, folded: Collection[str]
+) -> dict[str, float]:
+    """What a cut of `program` must save of every limited resource, by its name in recipes.
+
+    Args:
+        folded: components that are evaluated at compile time, which cost nothing at the end.
+    """
+    left = {name: part for name, part in program.components.items() if name not in folded}
+    now, original = program_cost(program.with_components(left)), program_cost(state.original)
+    times = {} if profile is None else {total.component: total.latency_us or 0.0 for total in profile.totals}
+    amounts: Mapping[Quantity, tuple[float, float]] = {
+        Quantity.MACS: (now.macs, original.macs),
+        Quantity.SIZE: (now.parameters_bytes, original.parameters_bytes),
+        Quantity.LATENCY: (sum(times.get(name, 0.0) for name in left), sum(times.values())),
+    }
+    needs = {}
+    for limit in state.recipe.budgets.limits.resources:
+        taken, before = amounts[limit.quantity]
+        needs[limit.quantity.value] = taken - limit.resolve(before)
+    return needs
+
+
+def really_takes(
+    state: RunState, program: Program, branches: Mapping[str, Collection[str]], *, folded: Collection[str]
+) -> list[Found]:
+    """What the program takes without these branches, of every limited resource, in emitted files where that matters."""
+    limits = state.recipe.budgets.limits.resources
+    cut = cut_program(program, branches)
+    cut = cut.with_components({name: part for name, part in cut.components.items() if name not in folded})
+    found = []
+    if any(limit.quantity is not Quantity.MACS for limit in limits):
+        with state.progress.stage("checking the plan in ONNX Runtime"):
+            emitted = _emitted(state, cut, limits)
+    for limit in limits:
+        if limit.quantity is Quantity.MACS:
+            taken, before = float(program_cost(cut).macs), float(program_cost(state.original).macs)
+        else:
+            taken, before = emitted[limit.quantity]
+        found.append(Found(limit, taken, limit.resolve(before)))
+    return found
+
+
+def _emitted(state: RunState, cut: Program, limits: Collection[Limit]) -> dict[Quantity, tuple[float, float]]:
+    """Size and, where it is limited, latency of the cut program and of the original."""
+    with tempfile.TemporaryDirectory(prefix="vlmopt-plan-") as place:
+        folders = {"cut": Path(place) / "cut", "original": Path(place) / "original"}
+        files = {}
+        for name, program in (("cut", cut), ("original", state.original)):
+            folders[name].mkdir()
+            files[name] = emit_program(
+                program, ("onnx",), folders[name], opset=state.recipe.opset, progress=state.progress
+            )
+        sizes = {name: float(graphs_bytes(folder, files[name])) for name, folder in folders.items()}
+        found = {Quantity.SIZE: (sizes["cut"], sizes["original"])}
+        if any(limit.quantity is Quantity.LATENCY for limit in limits):
+            found[Quantity.LATENCY] = _latency(state, folders, files)
+    return found
+
+
+def _latency(
+    state: RunState, folders: Mapping[str, Path], files: Mapping[str, Mapping[str, Mapping[str, str]]]
+) -> tuple[float, float]:
+    feeds = state.sample_feeds(state.original)
+    totals = {"cut": 0.0, "original": 0.0}
+    for component in files["original"]:
+        one = {key: value[:1].cpu().numpy() for key, value in feeds[component].items()}
+        made = [name for name in ("cut", "original") if component in files[name]]
+        paths = {name: folders[name] / files[name][component]["onnx"] for name in made}
+        table = time_sessions(paths, one, progress=state.progress, runs=_RUNS)
+        for name, latency in table.items():
+            totals[name] += 1e3 * latency.median_ms
+    return totals["cut"], totals["original"]
+
+
+def resource_gates(state: RunState, evidence: Evidence) -> list[Gate]:
+    """A gate for every resource budget of the recipe, on what the finished artifact takes."""
+    gates = []
+    for limit in state.recipe.budgets.limits.resources:
+        found = Found(limit, *_taken(state, evidence, limit))
+        name = {
+            Quantity.MACS: "MACs for one sample",
+            Quantity.SIZE: "size of the files in bytes",
+            Quantity.LATENCY: f"latency in microseconds ({100 * LATENCY_NOISE:.0f} % of noise allowed)",
+        }[limit.quantity]
+        gates.append(Gate(name, found.is_met, found.found, found.allowed))
+    return gates
+
+
+def _taken(state: RunState, evidence: Evidence, limit: Limit) -> tuple[float, float]:
+    """What the artifact takes, and what it may."""
+    if limit.quantity is Quantity.MACS:
+        taken, before = float(program_cost(state.optimized).macs), float(program_cost(state.original).macs)
+    elif limit.quantity is Quantity.SIZE:
+        taken, before = float(evidence.size_bytes["optimized"]), float(evidence.size_bytes["original"])
+    else:
+        rows = evidence.latency_ms.values()
+        taken = 1e3 * sum(row["optimized"]["median_ms"] for row in rows if row["optimized"] is not None)
+        before = 1e3 * sum(row["original"]["median_ms"] for row in rows)
+    return taken, limit.resolve(before)

@@ -1,0 +1,130 @@
+"""Searches a cut by measuring on validation; a plan that misses its budget is tightened and tried again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from vlmopt.core.contract import Plan
+from vlmopt.core.errors import PlanError
+from vlmopt.core.program import Program
+from vlmopt.planning.choice import choose
+from vlmopt.planning.cuts import Candidate, Choice, saved_by
+from vlmopt.planning.interacting import site_interactions
+from vlmopt.planning.meter import CutMeter
+from vlmopt.profiling.document import Profile
+from vlmopt.workflow.budgeting import Found, folded_components, needs_of, really_takes
+from vlmopt.workflow.cutting import by_component
+from vlmopt.workflow.opening import LazyOutputs, OpenedTask
+from vlmopt.workflow.remembering import MeasuredChoice, choice_key, keep_choice, kept_choice
+from vlmopt.workflow.run_state import RunState
+
+# Fitting and checking a cut while planning uses at most so many samples of each split; the final fit uses all.
+PLANNING_SAMPLES = 2048
+KEPT_OUT = 0.25  # of the items confirm the pick and take no part in the search
+MAX_TIGHTENED = 3
+_OVERSHOOT = 1.25  # a budget is tightened by somewhat more than it was missed by
+
+
+def choose_measured(
+    state: RunState, bound: OpenedTask, program: Program, plan: Plan, profile: Profile
+) -> MeasuredChoice:
+    """What an earlier try chose for this very program and budgets, or what a search finds now."""
+    limits = [limit for limit in (PLANNING_SAMPLES, state.recipe.num_samples) if limit is not None]
+    fit = bound.source.workload(program, "profile", limit=min(limits))
+    check = bound.source.workload(program, "validation", limit=min(limits))
+    key = choice_key(state, bound, program, plan, workloads=[fit.fingerprint, check.fingerprint])
+    measured = kept_choice(state.run, key)
+    if measured is not None:
+        state.progress.message(f"plan: taken up from an earlier run ({len(measured.choice.names)} sites)")
+        return measured
+    reference = LazyOutputs(state.reference, fit, progress=state.progress)
+    with state.progress.stage("plan"):
+        meter = CutMeter(
+            program, fit, check, reference, progress=state.progress, seed=state.recipe.seed, kept_out=KEPT_OUT
+        )
+        choice, max_drop = _searched(state, program, candidates_of(plan, profile), meter, profile)
+    measured = MeasuredChoice(choice, fit.n_items + check.n_items, max_drop)
+    keep_choice(state.run, key, measured)
+    return measured
+
+
+def _searched(
+    state: RunState, program: Program, candidates: Sequence[Candidate], meter: CutMeter, profile: Profile
+) -> tuple[Choice, float | None]:
+    """The choice, and the drop in points that it was allowed."""
+    drop = state.recipe.budgets.drop
+    max_drop = None if drop is None else drop.resolve(meter.reference_points if drop.is_relative else 100.0)
+    folded = folded_components(state.recipe, program)
+    needs = needs_of(state, program, profile, folded=folded)
+    interactions = site_interactions(candidates, [(one.first, one.second, one.score) for one in profile.interactions])
+    branches = {candidate.name: candidate.branches for candidate in candidates}
+
+    def gone(cut: frozenset[str]) -> frozenset[str]:
+        return frozenset[str]().union(*(branches[name] for name in cut))
+
+    notes: list[str] = []
+    for _ in range(MAX_TIGHTENED + 1):
+        choice = choose(
+            candidates,
+            lambda cuts: meter.measure([gone(cut) for cut in cuts]),
+            max_drop=max_drop,
+            needs=needs,
+            interactions=interactions,
+            confirm=lambda cuts: meter.measure_all([gone(cut) for cut in cuts]),
+        )
+        chosen = gone(frozenset(choice.names))
+        found = really_takes(state, program, by_component(chosen), folded=folded) if needs else []
+        missed = [one for one in found if not one.is_met]
+        if not missed:
+            kept_out = meter.measure_kept_out([chosen]) if chosen else []
+            if not math.isfinite(choice.measurement.cautious_drop):
+                notes.append("the items are all of one group, so the error of a drop is unknown")
+            choice = replace(choice, kept_out=next(iter(kept_out), None), notes=(*notes, *choice.notes))
+            return choice, max_drop
+        notes.append(f"a plan that missed its budget was tightened: {'; '.join(one.text for one in missed)}")
+        state.progress.message(f"plan: {notes[-1]}")
+        needs = _tightened(needs, missed, candidates, choice)
+    raise PlanError(
+        "the budgets",
+        f"the plan still misses them after {MAX_TIGHTENED} tightenings: {'; '.join(one.text for one in missed)}",
+        remedy="relax the budget",
+    )
+
+
+def _tightened(
+    needs: Mapping[str, float], missed: Sequence[Found], candidates: Sequence[Candidate], choice: Choice
+) -> dict[str, float]:
+    """Needs that ask for what the plan was to save and for what it lacked."""
+    cut = tuple(candidate for candidate in candidates if candidate.name in choice.names)
+    tighter = dict(needs)
+    for one in missed:
+        resource = one.limit.quantity.value
+        tighter[resource] = max(needs[resource], saved_by(cut, resource)) + _OVERSHOOT * (one.found - one.allowed)
+    return tighter
+
+
+def candidates_of(plan: Plan, profile: Profile) -> list[Candidate]:
+    """The plan's sites with their scores; depth is relative to the component, so that two encoders can be compared."""
+    counts: dict[str, int] = {}
+    for site in plan.sites:
+        counts[site.component] = counts.get(site.component, 0) + 1
+    scores = profile.importance()
+    times = {f"{score.component}/{score.name}": score.latency_us or 0.0 for score in profile.scores}
+    seen: dict[str, int] = {}
+    candidates = []
+    for site in plan.sites:
+        seen[site.component] = seen.get(site.component, 0) + 1
+        candidates.append(
+            Candidate(
+                name=site.name,
+                score=scores.get(site.name, 0.0),
+                position=1000 * seen[site.component] // counts[site.component],
+                macs=site.saving.macs,
+                latency_us=times.get(site.name, 0.0),
+                size_bytes=site.saving.parameters_bytes,
+                branches=frozenset(f"{site.component}/{name}" for name in site.target),
+            )
+        )
+    return candidates
