@@ -77,7 +77,7 @@ def command(
     is_json: bool,
     **budgets: str | None,
 ) -> None:
-    """Choose what to cut under budgets, from profiles alone: no model, no data, seconds.
+    """Choose what to cut under budgets, from profiles alone; draw the Pareto front. No model, no data, seconds.
 
     \b
     Example: vlmopt plan style.json --macs 0.5x -o plan.yaml
