@@ -118,3 +118,25 @@ def test_a_state_comes_back_as_it_was_and_a_torn_file_counts_as_none(tmp_path: P
     path = tmp_path / "state.safetensors"
     path.write_bytes(path.read_bytes()[:40])
     assert store.load() is None
+
+
+def test_a_cut_that_training_does_not_make_up_for_is_chosen_again_with_less_headroom(
+    clip: Path, colours: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    recipe = yaml.safe_load(
+        recipe_file(tmp_path, clip, colours, headroom=100.0, learning_rate=1e-9, epochs=1).read_text()
+    )
+    # Without its attention the class token never sees the image, which 100 points of headroom allow.
+    recipe |= {"passes": ["canonicalize", "skip-branches", "fold-constants"], "budgets": {"max_drop": 0.0}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert optimize("--recipe", tmp_path / "recipe.yaml", "-o", out) == 0
+    report = json.loads((out / "report.json").read_text())
+    entries = [json.loads(line) for line in (out / ".work" / "ledger.jsonl").read_text().splitlines()]
+    given_up = [entry for entry in entries if entry["event"] == "lost too much"]
+    assert [entry["headroom"] for entry in given_up] == [100.0 / 2**i for i in range(len(given_up))]
+    assert all(entry["drop_points"] > 0 for entry in given_up)
+    assert len([text for text in report["warnings"] if text.startswith("a cut was given up")]) == len(given_up) > 0
+    last = 100.0 / 2 ** len(given_up)
+    assert report["plan"]["max_drop_points"] == (last if last >= 0.25 else 0.0)
+    assert len({gate["name"] for gate in report["gates"]}) == len(report["gates"])

@@ -113,9 +113,13 @@ class RecoverySettings(_Section):
     """What follows a cut. `head`: heads are fitted anew in closed form. `closed-form`: kept branches are fitted to the
     original's stream as well, where that is better. `adapters` and `weights`: heads are fitted, then the inserted
     adapters, or all kept weights, are trained together with them; the other fields say how.
+
+    `headroom` is in points: a cut may drop by so much more than `max_drop` before it is trained. Where the validation
+    split shows that training has not made up for it, the headroom is halved and the cut chosen again.
     """
 
     level: Literal["head", "closed-form", "adapters", "weights"] = "head"
+    headroom: Annotated[float, Field(ge=0, le=100)] = 3.0
     epochs: Annotated[int, Field(ge=1)] = 8
     batch_items: Annotated[int, Field(ge=2)] = 32
     learning_rate: Annotated[float, Field(gt=0)] = 3e-5

@@ -76,7 +76,7 @@ def tuned(state: RunState, program: Program) -> Program:
         )
     fit = state.bound.source.workload(program, "profile", limit=recipe.num_samples)
     check = state.bound.source.workload(program, "validation", limit=recipe.num_samples)
-    settings = TuningSettings(**recovery.model_dump(exclude={"level"}), seed=recipe.seed)
+    settings = TuningSettings(**recovery.model_dump(exclude={"level", "headroom"}), seed=recipe.seed)
     key = tuning_key(state, state.bound, program, workloads=[fit.fingerprint, check.fingerprint])
     store = FileStore(state.run.work(f"{TUNING_WORK}/{key}"))
     with state.stage("tuning"):
@@ -88,6 +88,25 @@ def tuned(state: RunState, program: Program) -> Program:
     state.ledger.note("tuning", recovery.level, best=found.best, n_trainable=found.n_trainable, history=history)
     state.progress.message(_line(found, best))
     return found.program
+
+
+def lost_too_much(state: RunState) -> bool:
+    """Whether training left a chosen cut with too large a drop on validation, and a smaller cut may be tried."""
+    drop, bound = state.recipe.budgets.drop, state.bound
+    if drop is None or bound is None or state.tuned is None or state.choice is None or state.headroom <= 0:
+        return False
+    check = bound.source.workload(bound.program, "validation", limit=state.recipe.num_samples)
+    scores = check.item_scores(dict(LazyOutputs(state.original, check, progress=state.progress)))
+    original = 100 * float(scores.mean())
+    found = original - 100 * state.tuned.history[state.tuned.best].validation_score
+    allowed = drop.resolve(original if drop.is_relative else 100.0)
+    if found <= allowed:
+        return False
+    what = f"after training the drop on validation is {found:.2f} points, {allowed:g} allowed"
+    state.ledger.note("tuning", "lost too much", drop_points=found, allowed_points=allowed, headroom=state.headroom)
+    state.progress.message(f"tuning: {what}")
+    state.warnings.append(f"a cut was given up: {what}")
+    return True
 
 
 def _line(found: Tuned, best: Epoch) -> str:

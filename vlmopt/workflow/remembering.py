@@ -81,7 +81,7 @@ def choice_key(state: RunState, bound: OpenedTask, program: Program, plan: Plan,
     sites = [[site.name, site.component, site.target, site.saving.as_dict()] for site in plan.sites]
     importance = {site.name: state.importance.get(site.name) for site in plan.sites}
     programs = [program_text(program), _weights(program), program_text(state.reference), _weights(state.reference)]
-    budgets = state.recipe.budgets.model_dump(mode="json")
+    budgets = [state.recipe.budgets.model_dump(mode="json"), state.headroom]
     learned = [] if state.profile is None else [_costs_and_interactions(state.profile)]
     return _key([*_surroundings(state, bound), budgets, *workloads, sites, importance, *learned, *programs])
 

@@ -31,8 +31,8 @@ class RunState:
 
     `reference` is the original as exact and close passes left it before the first cut: what heads without labels are
     fitted to reproduce. `choice` is what the planner chose last, measured on `choice_items` items; None where the
-    recipe names every site. `tuned` is how training went, where the recipe asks for it.
-    `choice_max_drop` is what it was allowed to drop, in points.
+    recipe names every site. `choice_max_drop` is what it was allowed to drop, in points, `headroom` included: what a
+    cut may lose on top of the budget because training follows. `tuned` is how that training went.
     `profile_folder` is where the profile is kept for the next try, when this run measured it.
     """
 
@@ -47,6 +47,7 @@ class RunState:
     importance: dict[str, float] = field(default_factory=dict)
     choice: Choice | None = None
     choice_items: int = 0
+    headroom: float = 0.0
     tuned: Tuned | None = None
     choice_max_drop: float | None = None
     profile_folder: Path | None = None

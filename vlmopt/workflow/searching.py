@@ -55,7 +55,8 @@ def _searched(
 ) -> tuple[Choice, float | None]:
     """The choice, and the drop in points that it was allowed."""
     drop = state.recipe.budgets.drop
-    max_drop = None if drop is None else drop.resolve(meter.reference_points if drop.is_relative else 100.0)
+    points = meter.reference_points if drop is not None and drop.is_relative else 100.0
+    max_drop = None if drop is None else drop.resolve(points) + state.headroom
     folded = folded_components(state.recipe, program)
     needs = needs_of(state, program, profile, folded=folded)
     interactions = site_interactions(candidates, [(one.first, one.second, one.score) for one in profile.interactions])

@@ -12,8 +12,10 @@ from vlmopt.core.program import Program
 from vlmopt.rewrite.pipeline import Observer, StepResult, run_step
 from vlmopt.verify.parity import check_step
 from vlmopt.workflow.choosing import choose_sites
-from vlmopt.workflow.recovering import recovered, trains_after, tuned
+from vlmopt.workflow.recovering import lost_too_much, recovered, trains_after, tuned
 from vlmopt.workflow.run_state import RunState
+
+_LEAST_HEADROOM = 0.5  # points; below it the choice is made as if nothing were trained
 
 
 def run_passes(
@@ -26,6 +28,8 @@ def run_passes(
 ) -> list[StepResult]:
     """Runs the passes on the original of `state` and leaves the result in it.
 
+    Where training has not made up for what a chosen cut lost, they run again with a more cautious choice.
+
     Args:
         fuel: largest number of sites to apply, over all passes together; the recipe's `max_sites` holds beside it.
         time_limit_s: for each call of a pass.
@@ -34,9 +38,25 @@ def run_passes(
         GateError: a pass broke its promise.
         PassError: a pass failed, or broke its contract.
     """
+    state.headroom = state.recipe.recovery.headroom if state.recipe.recovery.trains else 0.0
+    limits = tuple(limit for limit in (fuel, state.recipe.max_sites) if limit is not None)
+    while True:
+        steps = _run_once(state, passes, observers, limits, time_limit_s)
+        if not lost_too_much(state):
+            return steps
+        state.headroom = state.headroom / 2 if state.headroom > _LEAST_HEADROOM else 0.0
+        state.progress.message(f"plan: chosen again with a headroom of {state.headroom:g} points")
+
+
+def _run_once(
+    state: RunState,
+    passes: Sequence[Pass],
+    observers: Sequence[Observer],
+    limits: Sequence[int],
+    time_limit_s: float,
+) -> list[StepResult]:
     program, steps = state.original, list[StepResult]()
-    state.reference = state.original
-    limits = [limit for limit in (fuel, state.recipe.max_sites) if limit is not None]
+    state.reference, state.tuned, state.gates = state.original, None, []
     training = trains_after(passes, state.recipe.recovery)
     for number, pass_ in enumerate(passes, 1):
         left = None if not limits else max(0, min(limits) - sum(len(done.applied) for done in steps))
