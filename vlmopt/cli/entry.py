@@ -28,6 +28,7 @@ COMMANDS = {
     "eval": "Evaluate a model or an artifact on a task.",
     "bisect": "Find the one edit of a recipe after which something is wrong.",
     "verify": "Check an artifact again: its files, its outputs and its metric.",
+    "recheck": "Check on new data whether what was cut still holds.",
     "run": "Run an artifact on images and texts.",
     "bench": "Measure the latency of an artifact on this machine.",
     "report": "Show the report of an artifact, or compare several.",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vlmopt.workflow.inspecting import inspect_model
     from vlmopt.workflow.optimizing import optimize
     from vlmopt.workflow.profiling import profile_model
+    from vlmopt.workflow.rechecking import recheck
     from vlmopt.workflow.watching.observing import Watch
 
 _MODULES = {
@@ -30,6 +31,7 @@ _MODULES = {
     "judge_again": "bisecting.search",
     "optimize": "optimizing",
     "profile_model": "profiling",
+    "recheck": "rechecking",
     "scratch_path": "bisecting.search",
     "verify_artifact": "artifact",
     "worst_nodes": "departures",
@@ -46,6 +48,7 @@ __all__ = [
     "judge_again",
     "optimize",
     "profile_model",
+    "recheck",
     "scratch_path",
     "verify_artifact",
     "worst_nodes",

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vlmopt.core.errors import TaskError
@@ -17,7 +19,7 @@ from vlmopt.graph.replay import run_component
 from vlmopt.preprocess import Preprocessor
 from vlmopt.rundir import REPORT_JSON
 from vlmopt.tasks.binding import TaskSource, TaskWorkload
-from vlmopt.tasks.dataset import load_task
+from vlmopt.tasks.dataset import Task, load_task
 from vlmopt.verify.parity import OPENERS
 from vlmopt.verify.statistics import mean_interval
 from vlmopt.workflow.opening import open_model, open_task, with_fitted_head
@@ -60,16 +62,30 @@ def evaluate_artifact(path: Path, task: str, *, progress: Progress) -> dict[str,
     if manifest.task is not None and loaded.specification.kind.value != manifest.task:
         found = f"is a task of kind {loaded.specification.kind.value}"
         raise TaskError(task, found, expected=f"{manifest.task}, which the artifact was made for")
-    program = _signature_of(manifest)
-    workload = TaskSource(loaded, Preprocessor.load(path)).open_test(program)
+    workload, outputs = _run_artifact(path, manifest, loaded, progress)
+    result = _result(str(path), workload, outputs, seed=manifest.seed)
+    return {**result, "recorded": _recorded(path)}
+
+
+def artifact_scores(path: Path, manifest: Manifest, task: Task, *, progress: Progress) -> NDArray[np.float64]:
+    """The metric's contribution of every test item, from the artifact's files in their own runtime."""
+    workload, outputs = _run_artifact(path, manifest, task, progress)
+    scores: NDArray[np.float64] = workload.item_scores(outputs).numpy()
+    return scores
+
+
+def _run_artifact(
+    path: Path, manifest: Manifest, task: Task, progress: Progress
+) -> tuple[TaskWorkload, dict[str, Tensor]]:
+    """The test split, and the outputs of the artifact's files on it."""
+    workload = TaskSource(task, Preprocessor.load(path)).open_test(_signature_of(manifest))
     outputs: dict[str, Tensor] = {}
     for name, entry in manifest.components.items():
         kind, file = next(iter(entry.files.items()))
         run, feeds = OPENERS[kind](path / file), workload.feeds[name]
         tracked = progress.track(feeds, f"evaluating {name}", total=len(feeds))
         outputs[name] = torch.cat([run(feed) for feed in tracked])
-    result = _result(str(path), workload, outputs, seed=manifest.seed)
-    return {**result, "recorded": _recorded(path)}
+    return workload, outputs
 
 
 def _recorded(path: Path) -> float | None:

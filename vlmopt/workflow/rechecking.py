@@ -1,0 +1,195 @@
+"""`vlmopt recheck`: whether an artifact's plan still holds on data that came in since, and what would be cut today."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlmopt.core.budgets import Limit, Quantity, parse_limit
+from vlmopt.core.errors import ArtifactError, TaskError
+from vlmopt.core.manifest import Manifest, read_manifest
+from vlmopt.core.program import Program
+from vlmopt.core.progress import Progress, Silent
+from vlmopt.graph.replay import run_component
+from vlmopt.planning.solving import Problem, Site, least_loss
+from vlmopt.profiling.document import Profile, diff_profiles, profile_as_dict, read_profile
+from vlmopt.recipe.loading import load_recipe
+from vlmopt.recipe.schema import Recipe
+from vlmopt.report.schema import Report, read_report
+from vlmopt.rundir import RECIPE, REPORT_JSON
+from vlmopt.tasks.binding import TaskSource
+from vlmopt.tasks.dataset import Task, load_task
+from vlmopt.verify.statistics import paired_difference
+from vlmopt.workflow.evaluating import artifact_scores
+from vlmopt.workflow.opening import OpenedModel, open_model, open_task, with_fitted_head
+from vlmopt.workflow.profiling import estimator_of, measure_profile
+from vlmopt.workflow.publishing import PROFILE
+
+
+@dataclass(frozen=True)
+class _Artifact:
+    path: Path
+    manifest: Manifest
+    recipe: Recipe
+    report: Report
+
+
+def recheck(
+    path: Path,
+    task: str,
+    *,
+    max_drop: str | None = None,
+    num_samples: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """What an artifact loses on new data against the original, and what a profile of the new data would cut instead.
+
+    The original's head is the one that the artifact was compared with when it was made: fitted on the task of its
+    recipe, or, where that is gone, on the new profile split.
+
+    Args:
+        max_drop: allowed drop, as in recipes; by default the recipe's.
+        num_samples: limit of the profile split.
+
+    Raises:
+        ArtifactError: the directory is no artifact made for a task.
+        TaskError: the new task is of another kind, or has labels that the artifact does not know.
+    """
+    show = progress or Silent()
+    artifact = _open(path)
+    limit = artifact.recipe.budgets.drop if max_drop is None else parse_limit(Quantity.DROP, max_drop)
+    new = load_task(task)
+    _refuse_other_task(artifact, new)
+    recipe = artifact.recipe
+    opened = open_model(
+        recipe.model, device=recipe.device, dtype=recipe.dtype, allow_pickle=recipe.allow_pickle, progress=show
+    )
+    original, fitted_on = _original(opened, artifact, new, num_samples, show)
+    source = TaskSource(new, opened.preprocessor, seed=recipe.seed)
+    replanned = _replanned(artifact, original, new, source, num_samples, show)  # before the test split is opened
+    metric = _compared(artifact, original, new, source, limit, show)
+    return {
+        "artifact": str(path),
+        "task": task,
+        "holds": metric["drop_points"] <= metric["allowed_points"] if limit is not None else None,
+        "metric": metric,
+        "head_fitted_on": fitted_on,
+        "plan": replanned,
+    }
+
+
+def _open(path: Path) -> _Artifact:
+    manifest = read_manifest(path)
+    recipe = load_recipe(path / RECIPE, {})
+    if recipe.task is None or manifest.task is None:
+        raise ArtifactError(str(path), "was made without a task", remedy="recheck needs an artifact made for a task")
+    report = read_report(json.loads((path / REPORT_JSON).read_text(encoding="utf-8")), place=str(path / REPORT_JSON))
+    return _Artifact(path, manifest, recipe, report)
+
+
+def _refuse_other_task(artifact: _Artifact, task: Task) -> None:
+    kind = task.specification.kind.value
+    if kind != artifact.manifest.task:
+        raise TaskError(str(task.path), f"is a task of kind {kind}", expected=str(artifact.manifest.task))
+    unknown = sorted(set(task.labels) - set(artifact.manifest.labels)) if artifact.manifest.labels else []
+    if unknown:
+        found = f"has labels that the artifact does not know: {', '.join(unknown[:5])}"
+        raise TaskError(str(task.path), found, remedy="compile the model for these labels with `vlmopt optimize`")
+
+
+def _original(
+    opened: OpenedModel, artifact: _Artifact, new: Task, num_samples: int | None, show: Progress
+) -> tuple[Program, str]:
+    """The original with the head that it had when the artifact was made, and the task that head was fitted on."""
+    recipe = artifact.recipe
+    assert recipe.task is not None
+    try:
+        bound, name = open_task(opened, recipe.task, seed=recipe.seed, progress=show), recipe.task
+    except TaskError:
+        bound, name = open_task(opened, str(new.path), seed=recipe.seed, progress=show), str(new.path)
+        if bound.program.labels != tuple(artifact.manifest.labels):
+            found = f"is gone, and the new data has other labels ({len(new.labels)})"
+            raise TaskError(recipe.task, found, remedy="restore the task that the artifact was made from") from None
+    fit = bound.source.workload(bound.program, "profile", limit=num_samples or recipe.num_samples)
+    with show.stage("original"):
+        return with_fitted_head(bound.program, fit, seed=recipe.seed, progress=show), name
+
+
+def _compared(
+    artifact: _Artifact, original: Program, new: Task, source: TaskSource, limit: Limit | None, show: Progress
+) -> dict[str, Any]:
+    """Original and artifact on the new test items."""
+    workload = source.open_test(original)
+    outputs = {}
+    for name, component in original.components.items():
+        feeds = workload.feeds[name]
+        tracked = show.track(feeds, f"evaluating the original {name}", total=len(feeds))
+        outputs[name] = run_component(component, tracked)
+    before = workload.item_scores(outputs).numpy()
+    after = artifact_scores(artifact.path, artifact.manifest, new, progress=show)
+    found = paired_difference(before, after, list(workload.item_groups), seed=artifact.recipe.seed)
+    recorded = artifact.report.result.metric
+    return {
+        "name": workload.metric,
+        "original": float(before.mean()),
+        "artifact": float(after.mean()),
+        "drop_points": found.drop_points,
+        "drop_interval95": list(found.interval95),
+        "p_value": found.p_value,
+        "n": found.n,
+        "allowed_points": None if limit is None else limit.resolve(100.0 * float(before.mean())),
+        "drop_points_when_made": None if recorded is None else recorded.drop_points,
+    }
+
+
+def _replanned(
+    artifact: _Artifact, original: Program, new: Task, source: TaskSource, num_samples: int | None, show: Progress
+) -> dict[str, Any] | None:
+    """What a cut of the same MACs would take out by the importance on the new data; None where nothing was cut."""
+    cut = [f"{branch.component}/{branch.name}" for branch in artifact.report.branches if not branch.kept]
+    if not cut:
+        return None
+    settings = artifact.recipe.profile
+    limits = [n for n in (settings.num_samples, artifact.recipe.num_samples, num_samples) if n is not None]
+    workload = source.workload(original, "profile", limit=min(limits))
+    profile = measure_profile(
+        original,
+        new,
+        workload,
+        estimator_of(settings, with_layers=False),
+        scoring=settings.scoring,
+        seed=artifact.recipe.seed,
+        dtype=artifact.recipe.dtype,
+        checkpoint=lambda key, compute: compute(),
+        progress=show,
+    )
+    today = _cut_of_same_macs(profile, cut)
+    known = artifact.path / PROFILE
+    old = read_profile(known) if known.is_file() else None
+    rows = _rows(profile, old, [name for name in dict.fromkeys((*cut, *today)) if (name in cut) != (name in today)])
+    agreement = None if old is None else diff_profiles(profile_as_dict(old), profile_as_dict(profile))["spearman"]
+    return {"n_cut": len(cut), "n_cut_today": len(today), "spearman": agreement, "differences": _marked(rows, cut)}
+
+
+def _cut_of_same_macs(profile: Profile, cut: Sequence[str]) -> tuple[str, ...]:
+    """Branches of least predicted loss that save as much as the cut does."""
+    scores = [score for score in profile.scores if score.scope == "branch"]
+    names = {f"{score.component}/{score.name}": score for score in scores}
+    sites = tuple(
+        Site(name, score.score, {"macs": float(score.macs)}, frozenset({name})) for name, score in names.items()
+    )
+    need = sum(names[name].macs for name in cut if name in names)
+    found = least_loss(Problem(sites), {"macs": float(need)})
+    return () if found is None else found.names
+
+
+def _rows(profile: Profile, old: Profile | None, names: Sequence[str]) -> list[dict[str, Any]]:
+    now, before = profile.importance(), {} if old is None else old.importance()
+    return [{"name": name, "score_when_made": before.get(name), "score_today": now.get(name)} for name in names]
+
+
+def _marked(rows: list[dict[str, Any]], cut: Sequence[str]) -> list[dict[str, Any]]:
+    return [{**row, "today": "kept" if row["name"] in cut else "cut"} for row in rows]
