@@ -23,8 +23,9 @@ from vlmopt.workflow.run_state import RunState
 # Fitting and checking a cut while planning uses at most so many samples of each split; the final fit uses all.
 PLANNING_SAMPLES = 2048
 KEPT_OUT = 0.25  # of the items confirm the pick and take no part in the search
-MAX_TIGHTENED = 3
+MAX_TIGHTENED = 5
 _OVERSHOOT = 1.25  # a budget is tightened by somewhat more than it was missed by
+_LARGEST_STEP = 0.1  # of what is allowed: a miss that was noise must not cost half the model
 
 
 def choose_measured(
@@ -101,7 +102,9 @@ def _tightened(
     tighter = dict(needs)
     for one in missed:
         resource = one.limit.quantity.value
-        tighter[resource] = max(needs[resource], saved_by(cut, resource)) + _OVERSHOOT * (one.found - one.allowed)
+        tighter[resource] = max(needs[resource], saved_by(cut, resource)) + min(
+            _OVERSHOOT * (one.found - one.allowed), _LARGEST_STEP * one.allowed
+        )
     return tighter
 
 

@@ -18,10 +18,12 @@ Files = Mapping[str, Mapping[str, str]]  # component -> format -> file name
 
 @dataclass(frozen=True)
 class Timings:
-    """Rows of the report by component, and the threads that a graph ran on."""
+    """Rows of the report by component, the threads that a graph ran on, and the time of all components together in the
+    quietest round of each, original and optimized."""
 
     rows: dict[str, Any]
     n_threads: int | None
+    quietest_us: dict[str, float]
 
 
 def time_components(state: RunState, files: Files, originals: Files, *, original_folder: Path) -> Timings:
@@ -29,6 +31,7 @@ def time_components(state: RunState, files: Files, originals: Files, *, original
     feeds = state.sample_feeds(state.original)
     rows: dict[str, Any] = {}
     threads: list[int] = []
+    quietest = {"original": 0.0, "optimized": 0.0}
     for name in originals:
         one = {key: value[:1].numpy() for key, value in feeds[name].items()}
         paths = {"original": original_folder / originals[name]["onnx"]}
@@ -42,8 +45,10 @@ def time_components(state: RunState, files: Files, originals: Files, *, original
             "optimized": None if optimized is None else _milliseconds(optimized),
             "ratio": ratio,
         }
+        for side, latency in measured.items():
+            quietest[side] += 1e3 * latency.quietest_ms
         threads += [latency.n_threads for latency in measured.values() if latency.n_threads is not None]
-    return Timings(rows, max(threads, default=None))
+    return Timings(rows, max(threads, default=None), quietest)
 
 
 def time_sessions(
@@ -52,12 +57,13 @@ def time_sessions(
     *,
     progress: Progress,
     runs: int = 50,
+    rounds: int = 3,
     threads: int | None = None,
 ) -> LatencyTable:
     """Latency of ONNX files on one feed, one session at a time, in rounds."""
     factories = {name: partial(open_session, path, threads=threads) for name, path in paths.items()}
     with progress.stage(f"timing {', '.join(paths)}"):
-        return measure_latency(factories, dict.fromkeys(paths, feed), runs=runs)
+        return measure_latency(factories, dict.fromkeys(paths, feed), runs=runs, rounds=rounds)
 
 
 def _milliseconds(latency: Latency) -> dict[str, Any]:
