@@ -77,7 +77,7 @@ def _searched(
         )
         chosen = gone(frozenset(choice.names))
         found = really_takes(state, program, by_component(chosen), folded=folded) if needs else []
-        missed = [one for one in found if not one.is_met]
+        missed = [one for one in found if not one.is_met_without_noise]
         if not missed:
             kept_out = meter.measure_kept_out([chosen]) if chosen else []
             if not math.isfinite(choice.measurement.cautious_drop):
