@@ -104,7 +104,9 @@ def test_a_plan_that_missed_is_asked_for_what_it_saved_and_what_it_lacked() -> N
     assert not missed.is_met
     assert Found(Limit(Quantity.LATENCY, 100.0), 104.0, 100.0).is_met  # within the clock's noise
     assert not Found(Limit(Quantity.SIZE, 100.0), 104.0, 100.0).is_met
-    assert _tightened({"latency": 45.0, "macs": 1.0}, [missed], pool, choice) == {"latency": 75.0, "macs": 1.0}
+    assert _tightened({"latency": 45.0, "macs": 1.0}, [missed], pool, choice) == {"latency": 60.0, "macs": 1.0}
+    nearer = Found(Limit(Quantity.LATENCY, 100.0), 106.0, 100.0)
+    assert _tightened({"latency": 45.0}, [nearer], pool, choice) == {"latency": 57.5}
     assert missed.text == "latency 120us, 100us allowed"
 
 

@@ -44,6 +44,11 @@ class Latency:
     samples_ms: tuple[float, ...] = ()
     n_threads: int | None = None
 
+    @property
+    def quietest_ms(self) -> float:
+        """Median of the fastest round: what else the machine did in the others says nothing about the model."""
+        return min(self.round_medians_ms)
+
 
 @dataclass(frozen=True)
 class Ratio:

@@ -2,8 +2,8 @@
 
 Branches of one kind, size and computation are one class: they are the same layers over other weights, and one time
 tells all. The whole class is left out at once and the difference shared out, since a single branch of a large model
-takes less than the clock's noise. That times add up is a model, so one mixed cut is measured too and the error of the
-sum is told.
+takes less than the clock's noise. Shares are measured on one thread and scaled to the whole on all. That times add up
+is a model, so one mixed cut is measured too and the error of the sum is told.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from vlmopt.profiling.document import Profile, ProfiledTotal
 from vlmopt.workflow.cutting import cut_program
 from vlmopt.workflow.timing import time_sessions
 
-RUNS = 60
+# Differences are small, so the graphs take turns often: whatever else the machine does then slows all of them alike.
+RUNS, ROUNDS = 96, 12
 _WHOLE, _MIXED = "whole", "a mixed cut"
 
 
@@ -63,7 +64,6 @@ def _time_component(
     program: Program, name: str, feed: Feed, *, opset: int, progress: Progress, runs: int
 ) -> ComponentTimes:
     classes = _classes(program, name)
-    everything = [branch for members in classes for branch in members]
     mixed = _mixed(classes)
     variants: dict[str, Sequence[str]] = {_WHOLE: ()}
     variants |= {f"without class {i}": members for i, members in enumerate(classes)}
@@ -78,17 +78,22 @@ def _time_component(
             files = emit_program(cut_program(alone, {name: skipped}), ("onnx",), place, progress=progress, opset=opset)
             paths[variant] = place / files[name]["onnx"]
         one = {key: value[:1].cpu().numpy() for key, value in feed.items()}
-        table = time_sessions(paths, one, progress=progress, runs=runs)
-    whole = 1e3 * table[_WHOLE].median_ms
+        # One thread: threads that wait for each other make a small graph as slow as the busiest core, and times to be
+        # added up must not be. The whole with all threads then says how long an artifact really takes.
+        table = time_sessions(paths, one, progress=progress, runs=runs, rounds=ROUNDS, threads=1)
+        real = time_sessions({_WHOLE: paths[_WHOLE]}, one, progress=progress, runs=runs // 2, rounds=ROUNDS)
+    quietest = {variant: 1e3 * latency.quietest_ms for variant, latency in table.items()}
+    scale = 1e3 * real[_WHOLE].quietest_ms / quietest[_WHOLE]
     times: dict[str, float] = {}
     for i, members in enumerate(classes):
         # Above zero: to skip a branch never costs time, so a difference below it is noise.
-        each = max(0.0, whole - 1e3 * table[f"without class {i}"].median_ms) / len(members)
-        times.update(dict.fromkeys(members, each))
+        each = max(0.0, quietest[_WHOLE] - quietest[f"without class {i}"]) / len(members)
+        times.update(dict.fromkeys(members, scale * each))
+    whole = scale * quietest[_WHOLE]
     if not mixed:
-        return ComponentTimes(whole, {branch: times[branch] for branch in everything})
+        return ComponentTimes(whole, times)
     predicted = whole - sum(times[branch] for branch in mixed)
-    return ComponentTimes(whole, times, predicted, 1e3 * table[_MIXED].median_ms)
+    return ComponentTimes(whole, times, predicted, scale * quietest[_MIXED])
 
 
 def _classes(program: Program, name: str) -> list[list[str]]:

@@ -24,7 +24,7 @@ from vlmopt.workflow.run_state import RunState
 from vlmopt.workflow.timing import graphs_bytes, time_sessions
 
 LATENCY_NOISE = 0.05  # medians of one graph differ by so much from run to run on a machine that does other work too
-_RUNS = 30
+_RUNS, _ROUNDS = 60, 10
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ class Found:
     def is_met(self) -> bool:
         noise = LATENCY_NOISE if self.limit.quantity is Quantity.LATENCY else 0.0
         return self.found <= self.allowed * (1.0 + noise)
+
+    @property
+    def is_met_without_noise(self) -> bool:
+        """What a plan is held to: the allowance for noise is for the gate at the end, which measures once more."""
+        return self.found <= self.allowed
 
     @property
     def text(self) -> str:
@@ -115,21 +120,31 @@ def _emitted(state: RunState, cut: Program, limits: Collection[Limit]) -> dict[Q
         found = {Quantity.SIZE: (sizes["cut"], sizes["original"])}
         if any(limit.quantity is Quantity.LATENCY for limit in limits):
             found[Quantity.LATENCY] = _latency(state, folders, files)
+            limit = next(limit for limit in limits if limit.quantity is Quantity.LATENCY)
+            taken, before = found[Quantity.LATENCY]
+            if not Found(
+                limit, taken, limit.resolve(before)
+            ).is_met_without_noise:  # a miss costs quality, so noise must not be one
+                again = _latency(state, folders, files)
+                found[Quantity.LATENCY] = min(taken, again[0]), min(before, again[1])
     return found
 
 
 def _latency(
     state: RunState, folders: Mapping[str, Path], files: Mapping[str, Mapping[str, Mapping[str, str]]]
 ) -> tuple[float, float]:
+    """Of the cut program and of the original; a share is measured on one thread, where noise is least."""
+    limit = state.recipe.budgets.limits.limits[Quantity.LATENCY]
+    threads = 1 if limit.is_relative else None
     feeds = state.sample_feeds(state.original)
     totals = {"cut": 0.0, "original": 0.0}
     for component in files["original"]:
         one = {key: value[:1].cpu().numpy() for key, value in feeds[component].items()}
         made = [name for name in ("cut", "original") if component in files[name]]
         paths = {name: folders[name] / files[name][component]["onnx"] for name in made}
-        table = time_sessions(paths, one, progress=state.progress, runs=_RUNS)
+        table = time_sessions(paths, one, progress=state.progress, runs=_RUNS, rounds=_ROUNDS, threads=threads)
         for name, latency in table.items():
-            totals[name] += 1e3 * latency.median_ms
+            totals[name] += 1e3 * latency.quietest_ms
     return totals["cut"], totals["original"]
 
 
@@ -141,7 +156,7 @@ def resource_gates(state: RunState, evidence: Evidence) -> list[Gate]:
         name = {
             Quantity.MACS: "MACs for one sample",
             Quantity.SIZE: "size of the files in bytes",
-            Quantity.LATENCY: f"latency in microseconds ({100 * LATENCY_NOISE:.0f} % of noise allowed)",
+            Quantity.LATENCY: f"latency in microseconds, quietest round ({100 * LATENCY_NOISE:.0f} % of noise allowed)",
         }[limit.quantity]
         gates.append(Gate(name, found.is_met, found.found, found.allowed))
     return gates
@@ -154,7 +169,5 @@ def _taken(state: RunState, evidence: Evidence, limit: Limit) -> tuple[float, fl
     elif limit.quantity is Quantity.SIZE:
         taken, before = float(evidence.size_bytes["optimized"]), float(evidence.size_bytes["original"])
     else:
-        rows = evidence.latency_ms.values()
-        taken = 1e3 * sum(row["optimized"]["median_ms"] for row in rows if row["optimized"] is not None)
-        before = 1e3 * sum(row["original"]["median_ms"] for row in rows)
+        taken, before = evidence.quietest_us["optimized"], evidence.quietest_us["original"]
     return taken, limit.resolve(before)

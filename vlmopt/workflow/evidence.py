@@ -34,6 +34,9 @@ class Evidence:
     metric: dict[str, Any] | None = None
     latency_ms: dict[str, Any] = field(default_factory=dict)
     n_threads: int | None = None
+    quietest_us: dict[str, float] = field(
+        default_factory=dict
+    )  # of one call of every component, original and optimized
     size_bytes: dict[str, int] = field(default_factory=dict)
     n_test: int = 0
 

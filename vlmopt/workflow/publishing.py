@@ -68,6 +68,7 @@ def _measure(state: RunState, evidence: Evidence) -> None:
     originals = emit_program(state.original, ("onnx",), folder, opset=state.recipe.opset, progress=state.progress)
     timings = time_components(state, evidence.files, originals, original_folder=folder)
     evidence.latency_ms, evidence.n_threads = timings.rows, timings.n_threads
+    evidence.quietest_us = timings.quietest_us
     evidence.size_bytes = {
         "original": graphs_bytes(folder, originals),
         "optimized": graphs_bytes(state.run.partial, evidence.files),

@@ -23,8 +23,9 @@ from vlmopt.workflow.run_state import RunState
 # Fitting and checking a cut while planning uses at most so many samples of each split; the final fit uses all.
 PLANNING_SAMPLES = 2048
 KEPT_OUT = 0.25  # of the items confirm the pick and take no part in the search
-MAX_TIGHTENED = 3
+MAX_TIGHTENED = 5
 _OVERSHOOT = 1.25  # a budget is tightened by somewhat more than it was missed by
+_LARGEST_STEP = 0.1  # of what is allowed: a miss that was noise must not cost half the model
 
 
 def choose_measured(
@@ -77,7 +78,7 @@ def _searched(
         )
         chosen = gone(frozenset(choice.names))
         found = really_takes(state, program, by_component(chosen), folded=folded) if needs else []
-        missed = [one for one in found if not one.is_met]
+        missed = [one for one in found if not one.is_met_without_noise]
         if not missed:
             kept_out = meter.measure_kept_out([chosen]) if chosen else []
             if not math.isfinite(choice.measurement.cautious_drop):
@@ -102,7 +103,9 @@ def _tightened(
     tighter = dict(needs)
     for one in missed:
         resource = one.limit.quantity.value
-        tighter[resource] = max(needs[resource], saved_by(cut, resource)) + _OVERSHOOT * (one.found - one.allowed)
+        tighter[resource] = max(needs[resource], saved_by(cut, resource)) + min(
+            _OVERSHOOT * (one.found - one.allowed), _LARGEST_STEP * one.allowed
+        )
     return tighter
 
 

@@ -77,7 +77,7 @@ def command(
     is_json: bool,
     **budgets: str | None,
 ) -> None:
-    """Choose what to cut under budgets, from profiles alone; draw the Pareto front. No model, no data, seconds.
+    """Choose what to cut under budgets, from profiles alone; draw the Pareto front.
 
     \b
     Example: vlmopt plan style.json --macs 0.5x -o plan.yaml
@@ -85,7 +85,8 @@ def command(
              vlmopt plan style.json meaning.json --combine worst --macs 0.6x
              vlmopt plan style.json --front -o front.html
 
-    Losses are predicted: single scores and their interactions, added up. `vlmopt optimize` measures every cut instead.
+    No model and no data are needed. Losses are predicted: single scores and their interactions, added up. `vlmopt
+    optimize` measures every cut instead.
     """
     from vlmopt.workflow.replanning.fronts import refuse_output
     from vlmopt.workflow.replanning.solving import Request
