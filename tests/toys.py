@@ -132,11 +132,11 @@ def write_model(family: str, folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def write_task(folder: Path, kind: str, *, n: int = 60, name: str = "colour", **fields: Any) -> Path:
+def write_task(folder: Path, kind: str, *, n: int = 60, name: str = "colour", seed: int = 0, **fields: Any) -> Path:
     """A task about the colour of a square; `n` images a split, four of each colour and split alike in nothing else."""
     images = folder / "images"
     images.mkdir(parents=True)
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     rows = []
     for i in range(3 * n):
         colour = list(COLOURS)[i % 3]

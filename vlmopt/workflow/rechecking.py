@@ -67,7 +67,7 @@ def recheck(
     opened = open_model(
         recipe.model, device=recipe.device, dtype=recipe.dtype, allow_pickle=recipe.allow_pickle, progress=show
     )
-    original, fitted_on = _original(opened, artifact, new, num_samples, show)
+    original, fitted_on = _original(opened, artifact, task, num_samples, show)
     source = TaskSource(new, opened.preprocessor, seed=recipe.seed)
     replanned = _replanned(artifact, original, new, source, num_samples, show)  # before the test split is opened
     metric = _compared(artifact, original, new, source, limit, show)
@@ -101,7 +101,7 @@ def _refuse_other_task(artifact: _Artifact, task: Task) -> None:
 
 
 def _original(
-    opened: OpenedModel, artifact: _Artifact, new: Task, num_samples: int | None, show: Progress
+    opened: OpenedModel, artifact: _Artifact, new: str, num_samples: int | None, show: Progress
 ) -> tuple[Program, str]:
     """The original with the head that it had when the artifact was made, and the task that head was fitted on."""
     recipe = artifact.recipe
@@ -109,9 +109,9 @@ def _original(
     try:
         bound, name = open_task(opened, recipe.task, seed=recipe.seed, progress=show), recipe.task
     except TaskError:
-        bound, name = open_task(opened, str(new.path), seed=recipe.seed, progress=show), str(new.path)
+        bound, name = open_task(opened, new, seed=recipe.seed, progress=show), new
         if bound.program.labels != tuple(artifact.manifest.labels):
-            found = f"is gone, and the new data has other labels ({len(new.labels)})"
+            found = f"is gone, and the new data has other labels ({', '.join(bound.program.labels[:5])})"
             raise TaskError(recipe.task, found, remedy="restore the task that the artifact was made from") from None
     fit = bound.source.workload(bound.program, "profile", limit=num_samples or recipe.num_samples)
     with show.stage("original"):
