@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.benchmarks import contract, frame, readme
+from tests.benchmarks import contract, frame, pcetl, readme
 
 RESULTS = Path(__file__).parent / "results"
-BENCHMARKS = {"frame": frame.parts, "contract": contract.parts}
+BENCHMARKS = {"frame": frame.parts, "contract": contract.parts, "pcetl": pcetl.parts}
 PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "numpy")
 
 
