@@ -25,6 +25,7 @@ from vlmopt.core.program import Program
 from vlmopt.graph.canonical import assertion_nodes, dead_nodes, drop_dead_nodes, hand_on_nodes
 from vlmopt.graph.costing import nodes_cost
 from vlmopt.graph.example import program_of
+from vlmopt.graph.marks import hand_marks_on
 
 DEAD_CODE = "dead code"
 
@@ -59,6 +60,7 @@ class Canonicalize(Pass):
             if node is None:
                 return
             if node.users:
+                hand_marks_on(node, _operand(node))
                 node.replace_all_uses_with(_operand(node))
             graph.graph.erase_node(node)
         else:

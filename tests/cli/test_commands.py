@@ -11,7 +11,10 @@ from tests.registry.test_registry import GOOD, folder_with
 from tests.report.sample import report
 from vlmopt.cli import entry
 
-FIRST_PARTY = ["canonicalize", "fold-constants", "fold-fixed-inputs", "skip-branches", "skip-layers"]
+FIRST_PARTY = [
+    "canonicalize", "fold-constants", "fold-fixed-inputs", "fold-skip-adapter", "insert-adaptation-adapter",
+    "insert-skip-adapter", "skip-branches", "skip-layers",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -26,7 +29,7 @@ def test_passes_list_prints_name_promise_and_summary(capsys: pytest.CaptureFixtu
     assert entry.run(["passes", "list", "--pass-dir", str(folder_with(tmp_path))]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == sorted([*FIRST_PARTY, "drop-nothing"])
-    assert "drop-nothing       exact  Drops nothing at all." in lines
+    assert f"{'drop-nothing':25}  exact  Drops nothing at all." in lines
 
 
 def test_passes_list_as_json_is_json(capsys: pytest.CaptureFixture[str]) -> None:

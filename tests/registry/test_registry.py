@@ -10,7 +10,10 @@ from vlmopt import registry
 from vlmopt.core.contract import Promise
 from vlmopt.core.errors import PassError
 
-FIRST_PARTY = ("canonicalize", "skip-branches", "skip-layers", "fold-constants", "fold-fixed-inputs")
+FIRST_PARTY = (
+    "canonicalize", "skip-branches", "skip-layers", "fold-constants", "fold-fixed-inputs", "insert-skip-adapter",
+    "insert-adaptation-adapter", "fold-skip-adapter",
+)  # fmt: skip
 GOOD = '''
 """Drops nothing.
 
@@ -194,9 +197,7 @@ def test_a_pass_folder_that_is_missing_is_named(tmp_path: Path) -> None:
         registry.find_passes([tmp_path / "nowhere"])
 
 
-@pytest.mark.parametrize(
-    "name", ["canonicalize", "skip-branches", "skip-layers", "fold-constants", "fold-fixed-inputs"]
-)
+@pytest.mark.parametrize("name", FIRST_PARTY)
 def test_every_first_party_pass_keeps_the_contract(name: str) -> None:
     described = registry.describe_pass(name)
     assert described.info.name == name

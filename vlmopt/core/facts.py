@@ -57,3 +57,6 @@ CANONICAL = register_fact("canonical", "no dead nodes, no assertions and no node
 TASK_BOUND = register_fact("task-bound", "the program holds what one task needs, and names its head")
 STREAM_CUT = register_fact("stream-cut", "residual branches were skipped, so the head wants a re-fit")
 INPUTS_FOLDED = register_fact("inputs-folded", "components whose inputs the task fixes are evaluated and gone")
+ADAPTERS_INSERTED = register_fact(
+    "adapters-inserted", "adapters lie under their own names, ready to be tuned or folded"
+)

@@ -10,6 +10,7 @@ Rules:
 3. Post-norm: where the stream itself is a norm's output, the region does not begin with a norm and the sum is read by
    one norm alone, skipping takes that norm along, since a norm of a normed stream is not the identity.
 4. Names only label what the structure found; a block is recognised by the number in its modules' common path.
+5. An adapter beside or in the place of a branch is a branch of kind `other`, in the layer that it was made for.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from itertools import takewhile
 import torch
 from torch import fx, nn
 
-from vlmopt.graph.modules import get_at
+from vlmopt.graph.modules import ADAPTERS, get_at
 
 aten = torch.ops.aten
 
@@ -230,7 +231,10 @@ def _kind(module: fx.GraphModule, inside: dict[fx.Node, None], stream: fx.Node) 
         if node.target in _SOFTMAX and (scores := _score_product(node, inside)) is not None:
             is_self = all(_reaches(operand, inside, stream) for operand in scores.all_input_nodes[-2:])
             return BranchKind.ATTENTION if is_self else BranchKind.CROSS_ATTENTION
-    leaves = [get_at(module, str(node.target)) for node in inside if node.op == "call_module"]
+    calls = [node for node in inside if node.op == "call_module"]
+    if calls and all(str(node.target).startswith(f"{ADAPTERS}.") for node in calls):
+        return BranchKind.OTHER  # rule 5
+    leaves = [get_at(module, str(node.target)) for node in calls]
     has_linear = any(isinstance(leaf, nn.Linear) for leaf in leaves)
     has_linear |= any(node.target is aten.linear.default for node in inside)
     return BranchKind.FFN if has_linear else BranchKind.OTHER
@@ -257,6 +261,7 @@ def _reaches(operand: object, inside: dict[fx.Node, None], stream: fx.Node) -> b
 def _label(module: fx.GraphModule, inside: dict[fx.Node, None], kind: BranchKind) -> str:
     """The common path of the region's weighted modules; a block's own path gets the kind behind it."""
     paths = [str(n.target).split(".") for n in inside if n.op == "call_module" and not _is_norm(module, n)]
+    paths = [path for path in paths if path[0] != ADAPTERS] or paths  # one inside a branch does not name it
     if not paths:
         attributes = [operand for n in inside for operand in n.all_input_nodes if operand.op == "get_attr"]
         paths = [str(attribute.target).split(".")[:-1] for attribute in attributes]
@@ -270,8 +275,8 @@ def _label(module: fx.GraphModule, inside: dict[fx.Node, None], kind: BranchKind
 
 
 def _block_of(name: str) -> str:
-    """Path up to the last number in it: the repeated block that a branch belongs to."""
-    parts = name.split(".")
+    """Path up to the last number in it: the repeated block that a branch belongs to (rule 5: or is an adapter of)."""
+    parts = name.removeprefix(f"{ADAPTERS}.").split(".")
     numbers = [i for i, part in enumerate(parts) if part.isdigit()]
     return ".".join(parts[: numbers[-1] + 1]) if numbers else ""
 

@@ -23,11 +23,18 @@ def insert_call(
     return node
 
 
-def insert_linear(module: fx.GraphModule, path: str, linear: nn.Linear, operand: fx.Node) -> fx.Node:
-    """A call of a new Linear, placed at `path` or, where something lies there, beside it."""
+def insert_leaf(module: fx.GraphModule, path: str, leaf: nn.Module, operand: fx.Node) -> fx.Node:
+    """A call of a new leaf, a Linear or one that keeps shapes, placed at `path` or, where something lies there, beside
+    it."""
     free = free_path(module, path)
-    set_at(module, free, linear)
+    set_at(module, free, leaf)
     node = module.graph.call_module(free, (operand,))
     value = operand.meta["val"]
-    node.meta["val"] = value.new_empty((*value.shape[:-1], linear.out_features))
+    width = leaf.out_features if isinstance(leaf, nn.Linear) else value.shape[-1]
+    node.meta["val"] = value.new_empty((*value.shape[:-1], width))
     return node
+
+
+def insert_linear(module: fx.GraphModule, path: str, linear: nn.Linear, operand: fx.Node) -> fx.Node:
+    """A call of a new Linear, placed at `path` or, where something lies there, beside it."""
+    return insert_leaf(module, path, linear, operand)

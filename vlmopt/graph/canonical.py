@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from vlmopt.graph.marks import hand_marks_on
 from vlmopt.graph.modules import drop_unused_modules
 
 aten = torch.ops.aten
@@ -44,6 +45,7 @@ def canonicalize_graph(module: fx.GraphModule) -> int:
     for node in assertion_nodes(module):
         module.graph.erase_node(node)
     for node in hand_on_nodes(module):
+        hand_marks_on(node, _operand(node))
         node.replace_all_uses_with(_operand(node))
         module.graph.erase_node(node)
     drop_dead_nodes(module)

@@ -7,9 +7,12 @@ from torch import Tensor, nn
 from torch.export import Dim as ExportDim
 
 from vlmopt.core.program import Assembly, Component, Dim, ModelSource, Program, TensorSpec
+from vlmopt.graph.branches import find_branches
+from vlmopt.graph.canonical import drop_dead_nodes
 from vlmopt.graph.head import find_head
 from vlmopt.graph.modules import output_values, placeholders
 from vlmopt.graph.raising import raise_program
+from vlmopt.graph.regions import skip_branch
 
 DIMS = {"batch": Dim("batch", 1, 64, 1)}
 
@@ -45,6 +48,17 @@ def program_from(components: dict[str, Component], assembly: Assembly) -> Progra
     return Program(assembly, components, DIMS, ModelSource("example", "example", "Example", ""), heads=heads)
 
 
+def without_branches(program: Program, *names: str) -> Program:
+    """The program, edited: these branches are skipped, in this order, in every component that has them."""
+    for component in program.components.values():
+        for name in names:
+            for branch in find_branches(component.graph):
+                if branch.name == name:
+                    skip_branch(component.graph, branch)
+                    drop_dead_nodes(component.graph)
+    return program
+
+
 def _shape(value: Tensor) -> tuple[int | str, ...]:
     return tuple(dim if isinstance(dim, int) else "batch" for dim in value.shape)
 
@@ -77,3 +91,37 @@ class ResidualBlocks(nn.Module):
         for layer in self.layers:
             x = x + layer["down"](torch.relu(layer["up"](layer["norm"](x))))  # type: ignore[index]
         return self.head(self.norm(x))  # type: ignore[no-any-return]
+
+
+class AttentionBlocks(nn.Module):
+    """Pre-norm blocks of self-attention and FFN, and a linear head: [B, N, width] -> [B, N, classes].
+
+    Branches: `layers.I.attention` and `layers.I.ffn`.
+    """
+
+    def __init__(self, *, blocks: int = 2, width: int = 8, classes: int = 3, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.layers = nn.ModuleList(_AttentionBlock(width) for _ in range(blocks))
+            self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)  # type: ignore[no-any-return]
+
+
+class _AttentionBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attention = nn.ModuleDict({name: nn.Linear(width, width) for name in ("query", "key", "value", "out")})
+        self.ffn = nn.ModuleDict({"up": nn.Linear(width, 2 * width), "down": nn.Linear(2 * width, width)})
+        self.norm_before, self.norm_between = nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = self.norm_before(x)
+        query, key, value = (self.attention[name](n) for name in ("query", "key", "value"))
+        x = x + self.attention["out"](nn.functional.scaled_dot_product_attention(query, key, value))
+        n = self.norm_between(x)
+        return x + self.ffn["down"](torch.relu(self.ffn["up"](n)))  # type: ignore[no-any-return]

@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import fx, nn
 
+ADAPTERS = "adapters"  # where the modules of all adapters lie
+
 
 def set_at(root: nn.Module, path: str, value: nn.Module | nn.Parameter | torch.Tensor) -> None:
     """Puts a module, parameter or buffer at a dotted path, making empty containers on the way."""

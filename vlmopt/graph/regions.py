@@ -6,9 +6,11 @@ import copy
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from vlmopt.graph.branches import Branch, nodes_between
+from vlmopt.graph.marks import Mark, joined, marks_of, set_marks
+from vlmopt.graph.modules import get_at
 
 aten = torch.ops.aten
 
@@ -16,8 +18,10 @@ aten = torch.ops.aten
 def skip_branch(module: fx.GraphModule, branch: Branch) -> list[fx.Node]:
     """Takes the branch's term out of its sum; returns the nodes that were made. Dead code is left to the caller.
 
-    Before: `y = x + f(x)`; after: `y` is `x`. With other terms left, `y` is their sum.
+    Before: `y = x + f(x)`; after: `y` is `x`. With other terms left, `y` is their sum. The value that takes the place
+    of `y` is marked with the branch (`marks.py`).
     """
+    marks = marks_of(branch.exit)
     kept = [term for term in branch.terms if term is not branch.term]
     made: list[fx.Node] = []
     value = kept[0]
@@ -25,7 +29,11 @@ def skip_branch(module: fx.GraphModule, branch: Branch) -> list[fx.Node]:
         with module.graph.inserting_before(branch.exit):
             value = module.graph.call_function(aten.add.Tensor, (value, term))
         value.meta = copy.copy(branch.exit.meta)
+        set_marks(value, ())
         made.append(value)
+    mark = Mark(branch.name, branch.layer_name, branch.kind.value, is_beside=bool(made))
+    set_marks(value, joined(marks_of(value), mark, marks))
+    set_marks(branch.exit, ())
     branch.exit.replace_all_uses_with(value)
     return made
 
@@ -74,3 +82,22 @@ def is_read_behind(module: fx.GraphModule, branch: Branch) -> bool:
             seen.add(node)
             pending.extend(node.users)
     return False
+
+
+def entry_linears(module: fx.GraphModule, branch: Branch) -> tuple[fx.Node, ...]:
+    """The Linears that the branch begins with, those that no other of its Linears comes before, in graph order."""
+    order = {node: i for i, node in enumerate(module.graph.nodes)}
+    entries: list[fx.Node] = []
+    behind: set[fx.Node] = set()
+    for node in nodes_between(branch.stream, branch.term, order):
+        if any(operand in behind for operand in node.all_input_nodes):
+            behind.add(node)
+        elif is_linear_call(module, node):
+            entries.append(node)
+            behind.add(node)
+    return tuple(entries)
+
+
+def is_linear_call(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the node calls an `nn.Linear`."""
+    return node.op == "call_module" and type(get_at(module, str(node.target))) is nn.Linear

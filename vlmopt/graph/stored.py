@@ -20,6 +20,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 from vlmopt.core.errors import VlmoptError
 from vlmopt.core.program import Assembly, Component, Dim, ModelSource, Program, Similarity, TensorSpec
+from vlmopt.graph.marks import Mark, marks_of, set_marks
 from vlmopt.graph.modules import get_at, set_at
 from vlmopt.graph.notation import leaf_from, leaf_words, read_value, target_from, target_word, write_value
 
@@ -99,6 +100,8 @@ def _component_words(component: Component, tensors: _Tensors) -> dict[str, Any]:
             assert isinstance(leaf, nn.Module)
             keys = {key: tensors.key(f"{component.name}/{path}.{key}", value) for key, value in _tensors_of(leaf)}
             leaves[path] = {**leaf_words(leaf, f"{component.name}/{node.name}"), "tensors": keys}
+            if trained := [key for key, value in _tensors_of(leaf) if value.requires_grad]:
+                leaves[path]["trained"] = trained
         elif node.op == "get_attr" and path not in raw:
             value = get_at(module, path)
             assert isinstance(value, torch.Tensor)
@@ -125,6 +128,8 @@ def _node_words(component: Component, node: fx.Node) -> dict[str, Any]:
         words["kwargs"] = {key: write_value(value, place) for key, value in node.kwargs.items()}
     if "made_by" in node.meta:
         words["made_by"] = list(node.meta["made_by"])
+    if marks_of(node):
+        words["skipped"] = [list(mark) for mark in marks_of(node)]
     return words
 
 
@@ -141,7 +146,10 @@ def _component(
         return made.setdefault((key, is_parameter), value)
 
     for path, leaf in words["leaves"].items():
-        set_at(root, path, leaf_from(leaf, {k: stored(key, is_parameter=True) for k, key in leaf["tensors"].items()}))
+        parameters = {k: stored(key, is_parameter=True) for k, key in leaf["tensors"].items()}
+        for key in leaf.get("trained", ()):
+            parameters[key].requires_grad_(True)
+        set_at(root, path, leaf_from(leaf, parameters))
     for path, entry in words["tensors"].items():
         set_at(root, path, stored(entry["tensor"], is_parameter=entry["is_parameter"]))
     graph = fx.Graph()
@@ -153,6 +161,7 @@ def _component(
         nodes[entry["name"]] = node
         if "made_by" in entry:
             node.meta["made_by"] = tuple(entry["made_by"])
+        set_marks(node, (Mark(*mark) for mark in entry.get("skipped", ())))
     module = fx.GraphModule(root, graph, class_name="Component").train(False)
     inputs, outputs = (_specs(words[side]) for side in ("inputs", "outputs"))
     component = Component(name, module, inputs, outputs)

@@ -1,0 +1,221 @@
+"""Adapters as edits of a graph: small trainable maps `A(x)` of ordinary `torch.nn` leaves, added to a value.
+
+Two forms, in rows (`x` [..., d], `W_dn` [d, r], `W_up` [r, d]):
+
+1. bottleneck: `A(x) = relu(LN(x) W_dn + b_dn) W_up + b_up`, the "ParallelAdapter" of the released code of Dynamic
+   Architecture Skipping (arXiv 2309.01479); the norm can be left out.
+2. linear: `A(x) = x C B`, with biases if wanted, and neither norm nor activation: what lies directly in front of linear
+   maps folds into them (arXiv 2403.15226, without its routing and its mean over the tokens).
+
+What differs here: the up-projection begins at zero, so that an inserted adapter changes nothing until it is trained.
+`Init.PAPER` begins as the released code does, with normal weights of deviation 0.02 in both projections.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor, fx, nn
+
+from vlmopt.core.cost import Cost
+from vlmopt.core.program import Component, Dim, Program
+from vlmopt.graph.adapter_places import AdapterPlace
+from vlmopt.graph.branches import Branch
+from vlmopt.graph.build import insert_call, insert_leaf
+from vlmopt.graph.modules import ADAPTERS, get_at, has_path
+from vlmopt.graph.sizes import counting_sizes, shape_of
+
+aten = torch.ops.aten
+
+_PAPER_DEVIATION = 0.02
+
+
+class AdapterKind(Enum):
+    BOTTLENECK = "bottleneck"
+    LINEAR = "linear"
+
+
+class Init(Enum):
+    ZERO = "zero"  # up-projection and biases zero: the program computes what it did
+    PAPER = "paper"
+
+
+@dataclass(frozen=True)
+class AdapterForm:
+    """What an adapter is made of.
+
+    Args:
+        has_norm: a norm of its own in front of the bottleneck; a linear adapter has none.
+        has_bias: a linear adapter may do without biases; a bottleneck has them.
+    """
+
+    kind: AdapterKind
+    rank: int
+    init: Init = Init.ZERO
+    has_norm: bool = True
+    has_bias: bool = True
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank is {self.rank}; expected at least 1")
+
+    @classmethod
+    def named(cls, kind: str, rank: int, *, init: str, has_norm: bool, has_bias: bool) -> AdapterForm:
+        """The form by the words that options use; `eas` is the place of a linear adapter, not a form of its own."""
+        form = AdapterKind.LINEAR if kind == "eas" else AdapterKind(kind)
+        return cls(form, rank, Init(init), has_norm=has_norm, has_bias=has_bias)
+
+    @property
+    def is_normed(self) -> bool:
+        return self.has_norm and self.kind is AdapterKind.BOTTLENECK
+
+    @property
+    def is_biased(self) -> bool:
+        return self.has_bias or self.kind is AdapterKind.BOTTLENECK
+
+    def parameters(self, width: int) -> int:
+        """`2 d r + r + d`, and `2 d` more for the norm."""
+        biases = self.rank + width if self.is_biased else 0
+        return 2 * width * self.rank + biases + (2 * width if self.is_normed else 0)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter that lies in a graph: the site it was made for and its calls, in graph order."""
+
+    site: str
+    calls: tuple[fx.Node, ...]
+
+
+def insert_adapter(
+    module: fx.GraphModule, place: AdapterPlace, form: AdapterForm, *, site: str, seed: int = 0
+) -> fx.Node:
+    """The sum with the adapter, which the place's readers read from now on.
+
+    Args:
+        site: names the modules, `adapters.SITE.down` and so on.
+        seed: of the weights; each site draws its own.
+    """
+    value, total = place.value, place.total
+    readers = list(total.users) if place.readers is None else place.readers
+    with module.graph.inserting_before(_behind(total)):
+        change = _insert_map(module, value, form, site=site, seed=seed)
+        result = insert_call(module, aten.add.Tensor, (total, change))
+    for reader in readers:
+        reader.replace_input_with(total, result)
+    return result
+
+
+def _behind(node: fx.Node) -> fx.Node:
+    """The node in front of which something that reads `node` may be inserted; inputs stay in front of all else."""
+    following = node.next
+    while following.op == "placeholder":
+        following = following.next
+    return following
+
+
+def _insert_map(module: fx.GraphModule, value: fx.Node, form: AdapterForm, *, site: str, seed: int) -> fx.Node:
+    like = value.meta["val"]
+    path = _free_site(module, site)
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {path}".encode()))
+    width, rank = int(like.shape[-1]), form.rank
+    operand = value
+    if form.is_normed:
+        norm = nn.LayerNorm(width, device="meta")
+        operand = insert_leaf(module, f"{path}.norm", _filled(norm, torch.ones(width), torch.zeros(width), like), value)
+    is_zero = form.init is Init.ZERO
+    down = _linear(width, rank, form, generator, like, 1.0 / math.sqrt(width) if is_zero else _PAPER_DEVIATION)
+    up = _linear(rank, width, form, generator, like, 0.0 if is_zero else _PAPER_DEVIATION)
+    hidden = insert_leaf(module, f"{path}.down", down, operand)
+    if form.kind is AdapterKind.BOTTLENECK:
+        hidden = insert_call(module, aten.relu.default, (hidden,))
+    return insert_leaf(module, f"{path}.up", up, hidden)
+
+
+def _linear(
+    d_in: int, d_out: int, form: AdapterForm, generator: torch.Generator, like: Tensor, deviation: float
+) -> nn.Module:
+    weight = torch.randn(d_out, d_in, generator=generator, dtype=torch.float32) * deviation
+    leaf = nn.Linear(d_in, d_out, bias=form.is_biased, device="meta")
+    return _filled(leaf, weight, torch.zeros(d_out) if form.is_biased else None, like)
+
+
+def _filled(leaf: nn.Linear | nn.LayerNorm, weight: Tensor, bias: Tensor | None, like: Tensor) -> nn.Module:
+    """The leaf with trainable weights, in the dtype and on the device of `like`."""
+    leaf.weight = nn.Parameter(weight.to(dtype=like.dtype, device=like.device))
+    if bias is not None:
+        leaf.bias = nn.Parameter(bias.to(dtype=like.dtype, device=like.device))
+    return leaf.train(False)
+
+
+def site_name(wanted: str) -> str:
+    """A site's name as module paths can hold it."""
+    return re.sub(r"[^\w.]", "_", wanted)
+
+
+def _free_site(module: fx.GraphModule, site: str) -> str:
+    """A path for the adapter's modules at which nothing lies, and which leads through no leaf module."""
+    words = site_name(site)
+    parts = f"{ADAPTERS}.{words}".split(".")
+    above = (".".join(parts[:n]) for n in range(1, len(parts)))
+    if any(has_path(module, path) and type(get_at(module, path)) is not nn.Module for path in above):
+        words = words.replace(".", "_")
+    path, count = f"{ADAPTERS}.{words}", 1
+    while has_path(module, path):
+        count += 1
+        path = f"{ADAPTERS}.{words}_{count}"
+    return path
+
+
+def find_adapters(module: fx.GraphModule) -> list[Adapter]:
+    """The adapters of a graph, in its order."""
+    calls: dict[str, list[fx.Node]] = {}
+    for node in module.graph.nodes:
+        if is_adapter_call(node):
+            calls.setdefault(_site_of(node), []).append(node)
+    return [Adapter(site, tuple(nodes)) for site, nodes in calls.items()]
+
+
+def is_adapter(branch: Branch) -> bool:
+    """Whether the branch is an adapter, and not a branch of the model that holds one."""
+    calls = [node for node in branch.region if node.op == "call_module"]
+    return bool(calls) and all(map(is_adapter_call, calls))
+
+
+def is_adapter_call(node: fx.Node) -> bool:
+    """Whether the node calls a module of an adapter."""
+    return node.op == "call_module" and str(node.target).startswith(f"{ADAPTERS}.")
+
+
+def _site_of(node: fx.Node) -> str:
+    return str(node.target).removeprefix(f"{ADAPTERS}.").rpartition(".")[0]
+
+
+def adapter_parameters(program: Program) -> dict[str, nn.Parameter]:
+    """The parameters of all adapters, by `COMPONENT/PATH`; one that several leaves share comes once."""
+    found: dict[str, nn.Parameter] = {}
+    seen: set[int] = set()
+    for name, component in program.components.items():
+        for path, parameter in component.graph.named_parameters():
+            if path.startswith(f"{ADAPTERS}.") and id(parameter) not in seen:
+                seen.add(id(parameter))
+                found[f"{name}/{path}"] = parameter
+    return found
+
+
+def adapter_cost(component: Component, value: fx.Node, form: AdapterForm, dims: Mapping[str, Dim]) -> Cost:
+    """What an adapter of this form at this value costs, with the addition behind it."""
+    shape = shape_of(value, counting_sizes(component, dims))
+    assert shape is not None
+    width, n_rows, item = shape[-1], math.prod(shape[:-1]), value.meta["val"].element_size()
+    # Values written: the norm's, the hidden ones (before and after the activation), the map's, and the sum.
+    n_hidden = 2 if form.kind is AdapterKind.BOTTLENECK else 1
+    n_values = width * (3 if form.is_normed else 2) + form.rank * n_hidden
+    parameters = form.parameters(width)
+    return Cost(parameters, parameters * item, 2 * width * form.rank * n_rows, n_rows * n_values * item)
