@@ -140,3 +140,28 @@ def test_a_cut_that_training_does_not_make_up_for_is_chosen_again_with_less_head
     last = 100.0 / 2 ** len(given_up)
     assert report["plan"]["max_drop_points"] == (last if last >= 0.25 else 0.0)
     assert len({gate["name"] for gate in report["gates"]}) == len(report["gates"])
+
+
+@pytest.mark.parametrize("kind", ["bottleneck", "eas"])
+def test_adapters_are_inserted_trained_and_folded_where_they_are_linear(
+    kind: str, clip: Path, colours: Path, tmp_path: Path
+) -> None:
+    recipe = yaml.safe_load(recipe_file(tmp_path, clip, colours, level="adapters").read_text())
+    cut = {"skip-branches": {"branches": ["image_encoder/*.1.self_attn"]}}
+    insert = {"insert-skip-adapter": {"rank": 4, "kind": kind}}
+    recipe["passes"] = ["canonicalize", cut, insert, "fold-skip-adapter", "fold-constants"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    out = tmp_path / "out"
+    assert optimize("--recipe", tmp_path / "recipe.yaml", "-o", out) == 0
+    report = json.loads((out / "report.json").read_text())
+    by_name = {step["name"]: step for step in report["passes"]}
+    assert by_name["insert-skip-adapter"]["n_applied"] == 1
+    assert by_name["fold-skip-adapter"]["n_applied"] == (1 if kind == "eas" else 0)
+    assert report["recovery"]["level"] == "adapters"
+    head = 32 * 3 + 3
+    adapter = 4 * 32 + 32 * 4 + 4 + 32 + (2 * 32 if kind == "bottleneck" else 0)
+    assert report["recovery"]["n_trainable"] == head + adapter
+    predicted, counted = (by_name["fold-skip-adapter"][key]["parameters"] for key in ("predicted", "counted"))
+    assert predicted == counted == (adapter if kind == "eas" else 0)
+    losses = [epoch["validation_loss"] for epoch in report["recovery"]["epochs"]]
+    assert len(set(losses)) == len(losses)
