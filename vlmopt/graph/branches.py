@@ -10,12 +10,13 @@ Rules:
 3. Post-norm: where the stream itself is a norm's output, the region does not begin with a norm and the sum is read by
    one norm alone, skipping takes that norm along, since a norm of a normed stream is not the identity.
 4. Names only label what the structure found; a block is recognised by the number in its modules' common path.
-5. An adapter beside or in the place of a branch is a branch of kind `other`, in the layer that it was made for.
+5. An adapter beside or in the place of a branch is a branch of kind `other`, in the layer that it was made for; one
+   inside a branch is a part of that branch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import takewhile
@@ -70,7 +71,7 @@ def find_branches(module: fx.GraphModule) -> list[Branch]:
     """All branches of a canonical graph, in the order of the stream, named and grouped into layers."""
     order = {node: i for i, node in enumerate(module.graph.nodes)}
     sums = [candidates for node in module.graph.nodes if (candidates := _residual_sums(node, order))]
-    roots = {candidates[0].total for candidates in sums}
+    roots = {one.total for one, *_ in sums if not all(_is_adapter(inside) for inside in one.regions.values())}
     branches: list[Branch] = []
     for candidates in sums:
         for one in candidates:
@@ -81,6 +82,7 @@ def find_branches(module: fx.GraphModule) -> list[Branch]:
             branches.extend(_make_branch(module, order, one, term, inside) for term, inside in regions.items())
             if regions:
                 break
+    branches = _without_inner_adapters(branches)
     branches.sort(key=lambda branch: (order[branch.exit], order[branch.term]))
     return _with_unique_names(_in_layers(branches))
 
@@ -231,13 +233,28 @@ def _kind(module: fx.GraphModule, inside: dict[fx.Node, None], stream: fx.Node) 
         if node.target in _SOFTMAX and (scores := _score_product(node, inside)) is not None:
             is_self = all(_reaches(operand, inside, stream) for operand in scores.all_input_nodes[-2:])
             return BranchKind.ATTENTION if is_self else BranchKind.CROSS_ATTENTION
-    calls = [node for node in inside if node.op == "call_module"]
-    if calls and all(str(node.target).startswith(f"{ADAPTERS}.") for node in calls):
+    if _is_adapter(inside):
         return BranchKind.OTHER  # rule 5
-    leaves = [get_at(module, str(node.target)) for node in calls]
+    leaves = [get_at(module, str(node.target)) for node in inside if node.op == "call_module"]
     has_linear = any(isinstance(leaf, nn.Linear) for leaf in leaves)
     has_linear |= any(node.target is aten.linear.default for node in inside)
     return BranchKind.FFN if has_linear else BranchKind.OTHER
+
+
+def _without_inner_adapters(branches: list[Branch]) -> list[Branch]:
+    """The branches less the adapters that are a part of another one (rule 5)."""
+    holders = [(branch.exit, set(branch.region)) for branch in branches if not _is_adapter(branch.region)]
+    return [
+        branch
+        for branch in branches
+        if not _is_adapter(branch.region)
+        or not any(branch.exit is not end and branch.exit in region for end, region in holders)
+    ]
+
+
+def _is_adapter(nodes: Iterable[fx.Node]) -> bool:
+    calls = [str(node.target) for node in nodes if node.op == "call_module"]
+    return bool(calls) and all(path.startswith(f"{ADAPTERS}.") for path in calls)
 
 
 def _score_product(node: fx.Node, inside: dict[fx.Node, None]) -> fx.Node | None:
