@@ -19,8 +19,11 @@ FIT, CHECK = planted_workload(seed=1), planted_workload(seed=2)
 
 
 def accuracy(program: Program, workload: Classification = CHECK) -> float:
-    outputs = {"model": run_component(program.components["model"], workload.feeds["model"])}
-    return 100 * float(workload.item_scores(outputs).mean())
+    return 100 * float(workload.item_scores(outputs(program, workload)).mean())
+
+
+def outputs(program: Program, workload: Classification) -> dict[str, torch.Tensor]:
+    return {"model": run_component(program.components["model"], workload.feeds["model"])}
 
 
 def shifted(program: Program) -> Program:
@@ -73,13 +76,15 @@ def test_few_samples_are_enough_to_fit_something_finite(n: int) -> None:
     assert accuracy(with_head(planted_program(), small)) > 40
 
 
-def test_compensation_is_taken_where_rows_that_the_fit_has_not_seen_lose_less() -> None:
+def test_compensation_is_taken_where_items_that_no_fit_has_seen_lose_less() -> None:
     original = with_head(shifted(planted_program()), FIT)
     step = make_pass("skip-branches", {"branches": ["layers.2.ffn"]})
     cut = run_step(original, step, Context(), step=1).program
-    reference = {"model": run_component(original.components["model"], FIT.feeds["model"])}
+    reference = tuple(
+        {"model": run_component(original.components["model"], one.feeds["model"])} for one in (FIT, CHECK)
+    )
     found = recover_closed_form(
-        cut, original, FIT, reference, components=frozenset({"model"}), progress=Silent(), seed=0
+        cut, original, FIT, CHECK, reference, components=frozenset({"model"}), progress=Silent(), seed=0
     )
     alone, compensated = found.losses["model"]
     assert (compensated < alone) == ("model" in found.compensations)
@@ -92,10 +97,12 @@ def test_a_compensation_that_is_no_better_is_left_out() -> None:
     original = with_head(planted_program(), FIT)
     step = make_pass("skip-branches", {"branches": ["layers.3.ffn"]})  # adds nothing, so nothing can be gained
     cut = run_step(original, step, Context(), step=1).program
-    reference = {"model": run_component(original.components["model"], FIT.feeds["model"])}
+    reference = tuple(
+        {"model": run_component(original.components["model"], one.feeds["model"])} for one in (FIT, CHECK)
+    )
     part = frozenset({"model"})
-    found = recover_closed_form(cut, original, FIT, reference, components=part, progress=Silent(), seed=0)
-    plain = recover_heads(cut, FIT, reference, components=part, progress=Silent(), seed=0)
+    found = recover_closed_form(cut, original, FIT, CHECK, reference, components=part, progress=Silent(), seed=0)
+    plain = recover_heads(cut, FIT, reference[0], components=part, progress=Silent(), seed=0)
     alone, compensated = found.losses["model"]
     if compensated >= alone:
         assert found.compensations == {}

@@ -68,7 +68,8 @@ class Trial:
 class Choice:
     """What to cut, and everything that was tried on the way.
 
-    `kept_out` is the drop on items that no search looked at, where there are any; `notes` says what did not go
+    `kept_out` is the drop on items that no search looked at, where there are any (the last pick among a few finalists
+    does, on all items); `notes` says what did not go
     straight.
     """
 

@@ -81,12 +81,12 @@ class DasBandit:
         arms = arms_of(program, workload, has_layer_arms=self.has_layer_arms)
         size = self._size(len(arms))
         meter = SubsetLosses(program, workload, is_refit=self.is_refit, progress=progress, seed=seed)
-        generator = torch.Generator().manual_seed(seed)
+        generator, batches = torch.Generator().manual_seed(seed), meter.batches()
         preferences, log, passes = torch.zeros(len(arms), dtype=torch.float64), list[Evaluation](), 0.0
         for turn in progress.track(range(self.n_updates), "bandit", total=self.n_updates):
             subsets = draw_subsets(preferences, size, self.n_subsets, generator=generator)
             skipped = [frozenset[str]().union(*(arms[i].sites for i in subset)) for subset in subsets]
-            batch = turn % meter.n_batches
+            batch = batches[turn % len(batches)]
             losses = checkpoint(f"turn-{turn:05d}", partial(_measured, meter, batch, skipped))["losses"]
             preferences = updated(preferences, subsets, losses, learning_rate=self.learning_rate)
             log += [Evaluation(*pair, batch) for pair in zip(skipped, losses.tolist(), strict=True)]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vlmopt.core.errors import ProfileError
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Progress
 from vlmopt.core.workload import Workload
@@ -44,6 +45,21 @@ class SubsetLosses:
         if self.is_refit:
             target = head_features(component, self.program.heads.get(name))
         return Replay(component, find_branches(component.graph), target)
+
+    def batches(self) -> list[int]:
+        """The batches that can be measured: a head cannot be cross-fitted on items of one group.
+
+        Raises:
+            ProfileError: there are none.
+        """
+        every = range(self.n_batches)
+        usable = [batch for batch in every if not self.is_refit or len(set(self._part(batch).item_groups)) > 1]
+        if not usable:
+            raise ProfileError(
+                "the profile split", "has no batch with items of two groups, so no head can be judged on unseen items",
+                remedy="take more samples, or scoring raw",
+            )  # fmt: skip
+        return usable
 
     def losses(self, batch: int, subsets: Sequence[frozenset[str]]) -> Tensor:
         """The mean loss of the batch's items for every subset, [n_subsets], float64.

@@ -206,7 +206,8 @@ class PlanSection(_Section):
     """How the planner chose: what it was allowed, what it measured for its choice, and everything it tried.
 
     `limits` are the budgets of resources as they were written; `max_drop_points` is None where no drop was allowed or
-    forbidden. `kept_out_*` is the choice on items that no search looked at; `notes` say what did not go straight.
+    forbidden. `kept_out_*` is the choice on items that no search
+    looked at (the last pick among a few finalists does, on all items); `notes` say what did not go straight.
     """
 
     max_drop_points: float | None = None

@@ -58,14 +58,15 @@ class Recovered:
 
     program: Program
     compensations: Mapping[str, tuple[Compensation, ...]]
-    losses: Mapping[str, tuple[float, float]]  # by component: held-out loss with heads alone, and compensated
+    losses: Mapping[str, tuple[float, float]]  # by component: loss on `check` with heads alone, and compensated
 
 
 def recover_closed_form(
     program: Program,
     original: Program,
     workload: Workload,
-    reference: Outputs,
+    check: Workload,
+    reference: tuple[Outputs, Outputs],
     *,
     components: frozenset[str],
     progress: Progress,
@@ -73,27 +74,28 @@ def recover_closed_form(
 ) -> Recovered:
     """Compensates the cut components and fits their heads; a component stays as it was cut where that is better.
 
-    Better is the smaller task loss on rows that the head's fit has not seen. Components without a head to fit are
-    compared as they are.
+    Better is the smaller task loss on `check`, which neither the fit of kept branches nor that of the head has seen.
 
     Args:
         original: the program before the cut, whose streams the kept branches are fitted to.
-        reference: the original's outputs on the same samples.
+        reference: the original's outputs on the samples of both workloads.
     """
-    plain = recover_heads(program, workload, reference, components=components, progress=progress, seed=seed)
+    fitting = reference[0]
+    plain = recover_heads(program, workload, fitting, components=components, progress=progress, seed=seed)
     parts, taken, losses = dict(program.components), {}, {}
     for name in sorted(components & program.components.keys() & original.components.keys()):
         made, found = _compensated(program, original, name, workload, progress)
         if not found:
             continue
-        both = [_held_out_loss(program, one, name, workload, reference, progress, seed) for one in (parts[name], made)]
+        sides = (workload, check)
+        both = [_unseen_loss(program, one, name, sides, reference, progress, seed) for one in (parts[name], made)]
         losses[name] = (both[0], both[1])
         if both[1] < both[0]:
             parts[name], taken[name] = made, found
     if not taken:
         return Recovered(plain, {}, losses)
     better = program.with_components(parts)
-    better = recover_heads(better, workload, reference, components=components, progress=progress, seed=seed)
+    better = recover_heads(better, workload, fitting, components=components, progress=progress, seed=seed)
     return Recovered(better, taken, losses)
 
 
@@ -114,20 +116,23 @@ def _compensated(
         return compensated(program.components[name], component, feeds, relevance)
 
 
-def _held_out_loss(
+def _unseen_loss(
     program: Program,
     component: Component,
     name: str,
-    workload: Workload,
-    reference: Outputs,
+    workloads: tuple[Workload, Workload],
+    references: tuple[Outputs, Outputs],
     progress: Progress,
     seed: int,
 ) -> float:
-    """Task loss with this component, its head cross-fitted, everything else being the reference."""
-    feeds = progress.track(workload.feeds[name], f"comparing {name}", total=len(workload.feeds[name]))
-    values = run_component(component, feeds, head_features(component, program.heads.get(name)))
-    fit = fit_head(name, values, workload, reference, prior=prior_weight(program, name), seed=seed)
-    if fit is not None:
-        values = fit.held_out
-    others = {other: reference[other] for other in reference if other != name}
-    return float(workload.losses({**others, name: values}).mean())
+    """Task loss on the second workload with this component, its head fitted on the first; all else is the reference."""
+    target = head_features(component, program.heads.get(name))
+    values = []
+    for workload in workloads:
+        feeds = progress.track(workload.feeds[name], f"comparing {name}", total=len(workload.feeds[name]))
+        values.append(run_component(component, feeds, target))
+    prior = prior_weight(program, name)
+    fit = fit_head(name, values[0], workloads[0], references[0], prior=prior, seed=seed)
+    outputs = dict(references[1])
+    outputs[name] = values[1] if fit is None else fit.outputs(values[1])
+    return float(workloads[1].losses(outputs).mean())

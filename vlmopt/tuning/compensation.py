@@ -8,7 +8,7 @@ squares so that the stream equals the original's stream *behind the skipped bran
 
 over tokens t of unlabelled task data, with T the original's stream and a_t how much the task's features feel a change
 of the stream at that position (mean squared gradient). All branches behind the first gap are fitted, in order, each
-seeing what those before it have become. A fit is taken only where it is closer on batches that it has not seen.
+seeing what those before it have become. A fit is taken only where it is closer on samples that it has not seen.
 
 Source: the output-reconstruction step of layer-wise pruning (He et al., "Channel Pruning", arXiv 1707.06168, eq. 5).
 What differs: the target lies behind whole skipped branches, and the ridge draws towards the weights that are there.
@@ -31,12 +31,12 @@ from vlmopt.graph.modules import clone_graph, get_at, set_at
 
 aten = torch.ops.aten
 STRENGTHS = (1e-4, 1e-2, 1.0)  # relative to the mean of the diagonal
-_EVERY = 5  # each fifth batch is kept out of the fit
+_EVERY = 5  # each fifth sample is kept out of the fit
 
 
 @dataclass(frozen=True)
 class Compensation:
-    """One kept branch: the weighted squared distance to the original's stream on unseen batches, over the stream's own
+    """One kept branch: the weighted squared distance to the original's stream on unseen samples, over the stream's own
     size, as it was and as it is.
     """
 
@@ -187,16 +187,21 @@ def _fit(
     targets: Sequence[Tensor],
     relevance: Tensor,
 ) -> tuple[float, float, nn.Linear]:
-    """Distances on unseen batches before and after, and the Linear of the strength that is closest there."""
+    """Distances on unseen samples before and after, and the Linear of the strength that is closest there."""
     linear = get_at(graph, str(site.linear.target))
     assert isinstance(linear, nn.Linear)
     scale = torch.ones(linear.out_features).double() if site.scale is None else site.scale.double()
     weight = relevance if hidden[0].ndim == 3 and len(relevance) == hidden[0].shape[1] else torch.ones(1)
     parts: dict[bool, _Equations] = {}
-    for i, (x, h, target) in enumerate(zip(streams, hidden, targets, strict=True)):
-        is_unseen = i % _EVERY == _EVERY - 1
-        own = _equations(linear, scale, weight, x, h, target)
-        parts[is_unseen] = parts[is_unseen] + own if is_unseen in parts else own
+    n_samples = 0
+    for values in zip(streams, hidden, targets, strict=True):
+        is_unseen = torch.arange(n_samples, n_samples + len(values[0])) % _EVERY == _EVERY - 1
+        n_samples += len(is_unseen)
+        for side in (False, True):
+            rows = is_unseen == side
+            if bool(rows.any()):
+                own = _equations(linear, scale, weight, *(value[rows] for value in values))
+                parts[side] = parts[side] + own if side in parts else own
     fitted, unseen = parts[False], parts.get(True, parts[False])
     tried = [fitted.solution(strength) for strength in STRENGTHS]
     correction = min(tried, key=lambda one: unseen.distance(one, scale))

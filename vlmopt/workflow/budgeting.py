@@ -86,6 +86,19 @@ def needs_of(
     return needs
 
 
+def allowed_amounts(state: RunState, profile: Profile | None) -> dict[str, float]:
+    """What is allowed of every limited resource, in the unit in which cuts are planned."""
+    original = program_cost(state.original)
+    times = () if profile is None else tuple(total.latency_us or 0.0 for total in profile.totals)
+    before = {
+        Quantity.MACS: float(original.macs),
+        Quantity.SIZE: float(original.parameters_bytes),
+        Quantity.LATENCY: float(sum(times)),
+    }
+    limits = state.recipe.budgets.limits.resources
+    return {limit.quantity.value: limit.resolve(before[limit.quantity]) for limit in limits}
+
+
 def really_takes(
     state: RunState, program: Program, branches: Mapping[str, Collection[str]], *, folded: Collection[str]
 ) -> list[Found]:

@@ -93,13 +93,16 @@ def _compile(state: RunState, passes: list[Pass], watch: Watch) -> dict[str, Any
 
 
 class _Results(Observer):
-    """Keeps the results of the steps that were finished, for a recipe that repeats them."""
+    """Keeps the results of the steps that were finished, for a recipe that repeats them.
+
+    Where a cut was chosen again they are those of the last try.
+    """
 
     def __init__(self) -> None:
         self.steps: list[StepResult] = []
 
     def after(self, result: StepResult) -> None:
-        self.steps.append(result)
+        self.steps = [*self.steps[: result.step - 1], result]
 
 
 def _run_watched(state: RunState, passes: list[Pass], watch: Watch) -> list[StepResult]:

@@ -13,6 +13,8 @@ from vlmopt.core.errors import ArtifactError, TaskError
 from vlmopt.core.manifest import Manifest, read_manifest
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Progress, Silent
+from vlmopt.graph.branches import find_branches
+from vlmopt.graph.regions import is_read_behind
 from vlmopt.graph.replay import run_component
 from vlmopt.planning.solving import Problem, Site, least_loss
 from vlmopt.profiling.document import Profile, diff_profiles, profile_as_dict, read_profile
@@ -23,6 +25,7 @@ from vlmopt.rundir import RECIPE, REPORT_JSON
 from vlmopt.tasks.binding import TaskSource
 from vlmopt.tasks.dataset import Task, load_task
 from vlmopt.verify.statistics import paired_difference
+from vlmopt.workflow.budgeting import folded_components
 from vlmopt.workflow.evaluating import artifact_scores
 from vlmopt.workflow.opening import OpenedModel, open_model, open_task, with_fitted_head
 from vlmopt.workflow.profiling import estimator_of, measure_profile
@@ -52,7 +55,7 @@ def recheck(
 
     Args:
         max_drop: allowed drop, as in recipes; by default the recipe's.
-        num_samples: limit of the profile split.
+        num_samples: limit of the new profile split, on which importance is measured.
 
     Raises:
         ArtifactError: the directory is no artifact made for a task.
@@ -67,7 +70,7 @@ def recheck(
     opened = open_model(
         recipe.model, device=recipe.device, dtype=recipe.dtype, allow_pickle=recipe.allow_pickle, progress=show
     )
-    original, fitted_on = _original(opened, artifact, task, num_samples, show)
+    original, fitted_on = _original(opened, artifact, task, show)
     source = TaskSource(new, opened.preprocessor, seed=recipe.seed)
     replanned = _replanned(artifact, original, new, source, num_samples, show)  # before the test split is opened
     metric = _compared(artifact, original, new, source, limit, show)
@@ -100,9 +103,7 @@ def _refuse_other_task(artifact: _Artifact, task: Task) -> None:
         raise TaskError(str(task.path), found, remedy="compile the model for these labels with `vlmopt optimize`")
 
 
-def _original(
-    opened: OpenedModel, artifact: _Artifact, new: str, num_samples: int | None, show: Progress
-) -> tuple[Program, str]:
+def _original(opened: OpenedModel, artifact: _Artifact, new: str, show: Progress) -> tuple[Program, str]:
     """The original with the head that it had when the artifact was made, and the task that head was fitted on."""
     recipe = artifact.recipe
     assert recipe.task is not None
@@ -110,10 +111,10 @@ def _original(
         bound, name = open_task(opened, recipe.task, seed=recipe.seed, progress=show), recipe.task
     except TaskError:
         bound, name = open_task(opened, new, seed=recipe.seed, progress=show), new
-        if bound.program.labels != tuple(artifact.manifest.labels):
-            found = f"is gone, and the new data has other labels ({', '.join(bound.program.labels[:5])})"
-            raise TaskError(recipe.task, found, remedy="restore the task that the artifact was made from") from None
-    fit = bound.source.workload(bound.program, "profile", limit=num_samples or recipe.num_samples)
+    if bound.program.labels != tuple(artifact.manifest.labels):
+        found = f"has other labels than the artifact: {', '.join(bound.program.labels[:5])}"
+        raise TaskError(name, found, remedy="restore the task that the artifact was made from")
+    fit = bound.source.workload(bound.program, "profile", limit=recipe.num_samples)
     with show.stage("original"):
         return with_fitted_head(bound.program, fit, seed=recipe.seed, progress=show), name
 
@@ -166,7 +167,7 @@ def _replanned(
         checkpoint=lambda key, compute: compute(),
         progress=show,
     )
-    today = _cut_of_same_macs(profile, cut)
+    today = _cut_of_same_macs(profile, cut, _candidates(artifact, original))
     known = artifact.path / PROFILE
     old = read_profile(known) if known.is_file() else None
     rows = _rows(profile, old, [name for name in dict.fromkeys((*cut, *today)) if (name in cut) != (name in today)])
@@ -174,9 +175,20 @@ def _replanned(
     return {"n_cut": len(cut), "n_cut_today": len(today), "spearman": agreement, "differences": _marked(rows, cut)}
 
 
-def _cut_of_same_macs(profile: Profile, cut: Sequence[str]) -> tuple[str, ...]:
-    """Branches of least predicted loss that save as much as the cut does."""
-    scores = [score for score in profile.scores if score.scope == "branch"]
+def _candidates(artifact: _Artifact, original: Program) -> frozenset[str]:
+    """Branches that may be skipped, in components that the recipe leaves in the artifact."""
+    folded = folded_components(artifact.recipe, original)
+    return frozenset(
+        f"{name}/{branch.name}"
+        for name, component in original.components.items()
+        for branch in find_branches(component.graph)
+        if name not in folded and not is_read_behind(component.graph, branch)
+    )
+
+
+def _cut_of_same_macs(profile: Profile, cut: Sequence[str], candidates: frozenset[str]) -> tuple[str, ...]:
+    """Of the candidates the branches of least predicted loss that save as much as the cut does."""
+    scores = [s for s in profile.scores if s.scope == "branch" and f"{s.component}/{s.name}" in candidates]
     names = {f"{score.component}/{score.name}": score for score in scores}
     sites = tuple(
         Site(name, score.score, {"macs": float(score.macs)}, frozenset({name})) for name, score in names.items()

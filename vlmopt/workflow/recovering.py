@@ -16,6 +16,8 @@ from safetensors.torch import save
 from vlmopt.core.contract import Pass, Promise
 from vlmopt.core.errors import TuningError
 from vlmopt.core.program import Program
+from vlmopt.graph.adapters import adapter_parameters
+from vlmopt.graph.modules import ADAPTERS
 from vlmopt.recipe.schema import RecoverySettings
 from vlmopt.rewrite.pipeline import StepResult
 from vlmopt.rundir import TUNING_WORK, atomic_write
@@ -26,7 +28,6 @@ from vlmopt.workflow.opening import LazyOutputs
 from vlmopt.workflow.remembering import tuning_key
 from vlmopt.workflow.run_state import RunState
 
-ADAPTERS = "adapters."  # where passes put what they insert
 _STATE = "state.safetensors"
 
 
@@ -40,8 +41,10 @@ def recovered(state: RunState, result: StepResult) -> Program:
     program, seed = result.program, state.recipe.seed
     if state.recipe.recovery.level != "closed-form":
         return recover_heads(program, fit, reference, components=cut, progress=state.progress, seed=seed)
+    check = state.bound.source.workload(program, "validation", limit=state.recipe.num_samples)
+    references = reference, LazyOutputs(state.reference, check, progress=state.progress)
     found = recover_closed_form(
-        program, state.reference, fit, reference, components=cut, progress=state.progress, seed=seed
+        program, state.reference, fit, check, references, components=cut, progress=state.progress, seed=seed
     )
     for name, losses in found.losses.items():
         fits = [asdict(one) for one in found.compensations.get(name, ())]
@@ -68,7 +71,7 @@ def tuned(state: RunState, program: Program) -> Program:
     if state.bound is None:
         raise TuningError("recovery", f"{recovery.level} trains on a task", remedy="give the recipe a task")
     wanted = _Wanted(program, recovery.level)
-    if recovery.level == ADAPTERS.rstrip(".") and not wanted.finds_adapters():
+    if recovery.level == ADAPTERS and not adapter_parameters(program):
         raise TuningError(
             "recovery",
             "the program holds no adapters, so only the heads would be trained",
@@ -124,15 +127,10 @@ class _Wanted:
     def __init__(self, program: Program, level: str) -> None:
         self._is_all = level == "weights"
         self._heads = tuple(f"{name}/{path}." for name, path in program.heads.items())
-        self._program = program
-
-    def finds_adapters(self) -> bool:
-        graphs = [component.graph for component in self._program.components.values()]
-        return any(name.startswith(ADAPTERS) for graph in graphs for name, _ in graph.named_parameters())
 
     def __call__(self, key: str) -> bool:
         path = key.partition("/")[2]
-        return self._is_all or path.startswith(ADAPTERS) or key.startswith(self._heads)
+        return self._is_all or path.startswith(f"{ADAPTERS}.") or key.startswith(self._heads)
 
 
 class FileStore:

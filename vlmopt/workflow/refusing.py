@@ -16,7 +16,7 @@ def refuse_early(recipe: Recipe) -> None:
     """Looks at what the recipe alone can tell.
 
     Raises:
-        RecipeError: a budget without a task to measure it on.
+        RecipeError: a budget without a task to measure it on; training in half precision.
         PlanError: a lossy pass with neither a budget nor named sites.
         ProfileError: the profile cannot be read.
     """
@@ -30,6 +30,9 @@ def refuse_early(recipe: Recipe) -> None:
         raise RecipeError("budgets", found, remedy="pass -t TASK, or name the sites in the recipe")
     if not budgets and any(_leaves_the_choice(step) for step in recipe.passes):
         raise without_budget()
+    if recipe.recovery.trains and recipe.dtype != "float32":
+        found = f"trains weights in {recipe.dtype}, in which small steps are lost"
+        raise RecipeError("recovery", found, expected="dtype: float32", remedy="leave --dtype out, or --recover head")
     if recipe.profile.file is not None:
         read_profile(Path(recipe.profile.file))
 

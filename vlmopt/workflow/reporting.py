@@ -100,9 +100,9 @@ def _pass_section(state: RunState, result: StepResult) -> dict[str, Any]:
 
 
 def _seconds(state: RunState, result: StepResult) -> float | None:
-    """How long the step took, planning and measuring included."""
+    """How long the step took, planning and measuring included; the last time, where a cut was chosen again."""
     stage = f"20-passes/{result.step:02d}-{result.name}"
-    return next((entry["seconds"] for entry in state.ledger.entries if entry["stage"] == stage), None)
+    return next((entry["seconds"] for entry in reversed(state.ledger.entries) if entry["stage"] == stage), None)
 
 
 def _recovery_section(state: RunState) -> dict[str, Any] | None:

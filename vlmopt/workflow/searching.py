@@ -14,7 +14,7 @@ from vlmopt.planning.cuts import Candidate, Choice, saved_by
 from vlmopt.planning.interacting import site_interactions
 from vlmopt.planning.meter import CutMeter
 from vlmopt.profiling.document import Profile
-from vlmopt.workflow.budgeting import Found, folded_components, needs_of, really_takes
+from vlmopt.workflow.budgeting import Found, allowed_amounts, folded_components, needs_of, really_takes
 from vlmopt.workflow.cutting import by_component
 from vlmopt.workflow.opening import LazyOutputs, OpenedTask
 from vlmopt.workflow.remembering import MeasuredChoice, choice_key, keep_choice, kept_choice
@@ -87,7 +87,7 @@ def _searched(
             return choice, max_drop
         notes.append(f"a plan that missed its budget was tightened: {'; '.join(one.text for one in missed)}")
         state.progress.message(f"plan: {notes[-1]}")
-        needs = _tightened(needs, missed, candidates, choice)
+        needs = _tightened(needs, missed, candidates, choice, allowed_amounts(state, profile))
     raise PlanError(
         "the budgets",
         f"the plan still misses them after {MAX_TIGHTENED} tightenings: {'; '.join(one.text for one in missed)}",
@@ -96,16 +96,23 @@ def _searched(
 
 
 def _tightened(
-    needs: Mapping[str, float], missed: Sequence[Found], candidates: Sequence[Candidate], choice: Choice
+    needs: Mapping[str, float],
+    missed: Sequence[Found],
+    candidates: Sequence[Candidate],
+    choice: Choice,
+    allowed: Mapping[str, float],
 ) -> dict[str, float]:
-    """Needs that ask for what the plan was to save and for what it lacked."""
+    """Needs that ask for what the plan was to save and for what it lacked.
+
+    Args:
+        allowed: of every resource, in the unit of the needs; a miss may be measured in another (on one thread).
+    """
     cut = tuple(candidate for candidate in candidates if candidate.name in choice.names)
     tighter = dict(needs)
     for one in missed:
         resource = one.limit.quantity.value
-        tighter[resource] = max(needs[resource], saved_by(cut, resource)) + min(
-            _OVERSHOOT * (one.found - one.allowed), _LARGEST_STEP * one.allowed
-        )
+        share = min(_OVERSHOOT * (one.found / one.allowed - 1.0), _LARGEST_STEP)
+        tighter[resource] = max(needs[resource], saved_by(cut, resource)) + share * allowed[resource]
     return tighter
 
 

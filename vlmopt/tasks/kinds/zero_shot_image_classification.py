@@ -115,9 +115,15 @@ def workload(program: Program, task: Task, samples: Sequence[Sample], feeder: Fe
     text_component = next((name for name in program.components if name != image_component), None)
     images = [sample.image for sample in samples]
     feeds = {image_component: feeder.feeds(program, program.components[image_component], images=images, texts=())}
-    n_prompts = len(task.specification.class_prompts)
+    n_prompts = 0
     if text_component is not None:
-        feeds[text_component] = _fixed_feeds(program.fixed_inputs[text_component])
+        fixed = program.fixed_inputs.get(text_component)  # an artifact that kept its text encoder does not hold them
+        if fixed is None:
+            texts = prompts(task)
+            feeds[text_component] = feeder.feeds(program, program.components[text_component], images=(), texts=texts)
+        else:
+            feeds[text_component] = _fixed_feeds(fixed)
+        n_prompts = feeds[text_component].n_rows // len(program.labels)
     return ZeroShotImageClassification(
         fingerprint=task.fingerprint_of(samples),
         n_items=len(samples),

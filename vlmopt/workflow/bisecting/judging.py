@@ -112,6 +112,8 @@ class PromiseJudge:
         if self._baseline is None:
             self._baseline = self._metric(self._state.original)
         limit = allowed.resolve(100.0 * self._baseline)
+        if self._state.recipe.recovery.trains:
+            limit += self._state.recipe.recovery.headroom  # states are judged before training
         drop = 100.0 * (self._baseline - self._metric(program))
         if drop <= limit:
             return None
