@@ -227,6 +227,23 @@ def test_an_adapter_inside_an_ffn_is_a_part_of_it() -> None:
     assert {call for adapter in find_adapters(graph) for call in adapter.calls} < set(find_branches(graph)[0].region)
 
 
+def test_a_post_norm_stack_stays_one_behind_an_adapter_and_the_adapter_takes_no_norm_along() -> None:
+    names = ("layers.0.attn", "layers.0.mlp", "layers.2.attn", "layers.2.mlp")
+    program = without_branches(program_of(seeded(Stack(PostNorm(), PostNorm(), PostNorm())), sample()), *names)
+    graph = program.components["model"].graph
+    for node in [node for node in graph.graph.nodes if marks_of(node)]:
+        place = stream_place(node)
+        assert isinstance(place, AdapterPlace)
+        insert_adapter(graph, place, AdapterForm(AdapterKind.LINEAR, 2), site=marks_of(node)[0].layer + ".skip")
+    found = [(branch.name, branch.is_post_norm) for branch in find_branches(graph)]
+    assert found == [
+        ("adapters.layers.0.skip", False),
+        ("layers.1.attn", True),
+        ("layers.1.mlp", True),
+        ("adapters.layers.2.skip", False),
+    ]
+
+
 class Gated(nn.Module):
     """A skipped attention in front of an FFN with a gate and without a norm."""
 
