@@ -95,7 +95,7 @@ def test_the_papers_beginning_is_normal_with_deviation_2_percent_and_no_bias() -
     )
     weights = dict(component.graph.named_parameters())
     for name in ("down", "up"):
-        weight = weights[f"adapters.here.{name}.weight"]
+        weight = weights[f"adapters.here.{name}.weight"].detach()
         assert weight.numel() == 256 * 64
         assert float(weight.mean()) == pytest.approx(0.0, abs=0.02 * 4 / 128)  # four standard errors
         assert float(weight.std()) == pytest.approx(0.02, rel=0.03)
@@ -173,7 +173,7 @@ def test_training_the_adapters_alone_takes_the_place_of_a_skipped_branch() -> No
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < 0.1 * losses[0]
     assert all(value.grad is None for path, value in graph.named_parameters() if not path.startswith("adapters."))
 
