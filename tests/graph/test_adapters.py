@@ -95,7 +95,7 @@ def test_the_papers_beginning_is_normal_with_deviation_2_percent_and_no_bias() -
     )
     weights = dict(component.graph.named_parameters())
     for name in ("down", "up"):
-        weight = weights[f"adapters.here.{name}.weight"]
+        weight = weights[f"adapters.here.{name}.weight"].detach()
         assert weight.numel() == 256 * 64
         assert float(weight.mean()) == pytest.approx(0.0, abs=0.02 * 4 / 128)  # four standard errors
         assert float(weight.std()) == pytest.approx(0.02, rel=0.03)
@@ -173,7 +173,7 @@ def test_training_the_adapters_alone_takes_the_place_of_a_skipped_branch() -> No
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < 0.1 * losses[0]
     assert all(value.grad is None for path, value in graph.named_parameters() if not path.startswith("adapters."))
 
@@ -225,6 +225,23 @@ def test_an_adapter_inside_an_ffn_is_a_part_of_it() -> None:
     insert_adapter(graph, place, AdapterForm(AdapterKind.LINEAR, 2), site="layers.0.attn.eas")
     assert [(branch.name, branch.kind, branch.layer_name) for branch in find_branches(graph)] == before
     assert {call for adapter in find_adapters(graph) for call in adapter.calls} < set(find_branches(graph)[0].region)
+
+
+def test_a_post_norm_stack_stays_one_behind_an_adapter_and_the_adapter_takes_no_norm_along() -> None:
+    names = ("layers.0.attn", "layers.0.mlp", "layers.2.attn", "layers.2.mlp")
+    program = without_branches(program_of(seeded(Stack(PostNorm(), PostNorm(), PostNorm())), sample()), *names)
+    graph = program.components["model"].graph
+    for node in [node for node in graph.graph.nodes if marks_of(node)]:
+        place = stream_place(node)
+        assert isinstance(place, AdapterPlace)
+        insert_adapter(graph, place, AdapterForm(AdapterKind.LINEAR, 2), site=marks_of(node)[0].layer + ".skip")
+    found = [(branch.name, branch.is_post_norm) for branch in find_branches(graph)]
+    assert found == [
+        ("adapters.layers.0.skip", False),
+        ("layers.1.attn", True),
+        ("layers.1.mlp", True),
+        ("adapters.layers.2.skip", False),
+    ]
 
 
 class Gated(nn.Module):

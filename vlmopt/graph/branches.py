@@ -211,7 +211,9 @@ def _is_norm(module: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _is_normed(module: fx.GraphModule, node: fx.Node) -> bool:
-    """A norm's output, repeated or joined with others perhaps (the tokens of image and text)."""
+    """A norm's output, repeated or joined with others perhaps (the tokens of image and text), or with an adapter."""
+    if _is_add(node) and any(_is_adapter([operand]) for operand in node.all_input_nodes):
+        return any(_is_normed(module, operand) for operand in node.all_input_nodes)
     if node.target in _JOINS:
         return all(_is_normed(module, part) for part in node.all_input_nodes if _shape(part) is not None)
     return _is_norm(module, node)
@@ -219,7 +221,7 @@ def _is_normed(module: fx.GraphModule, node: fx.Node) -> bool:
 
 def _is_post_norm(module: fx.GraphModule, total: fx.Node, stream: fx.Node, inside: dict[fx.Node, None]) -> bool:
     readers = list(total.users)
-    if len(readers) != 1 or not _is_norm(module, readers[0]):
+    if len(readers) != 1 or not _is_norm(module, readers[0]) or _is_adapter(inside):
         return False
     begins_with_norm = any(_is_norm(module, node) for node in stream.users if node in inside)
     return _is_normed(module, stream) and not begins_with_norm  # rule 3
