@@ -1,5 +1,7 @@
 """How well cheap importance finds the best subset: against all subsets of a small real model, and against re-fits.
 
+`counts`: parameters of the adapters of the papers at real size (`counts.py`).
+
 `overlap`: the embedded question answering model has 16 branches; all 1,820 ways to skip four of them are evaluated on
 the profile split, so the truly best one is known. Every estimator names four branches; what is compared is how many of
 them are in the best subset, and how much more loss its choice has. Bandit and ridge see the same evaluations, drawn by
@@ -21,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tests.benchmarks import counts
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Silent
 from vlmopt.core.workload import Workload
@@ -42,7 +45,7 @@ CHEAP = ("leave-one-out", "fisher", "gate-gradient", "logit-distortion", "featur
 
 def parts() -> Mapping[str, Callable[[], dict[str, float]]]:
     """What can be measured on its own."""
-    return {"overlap": _overlaps}
+    return {"counts": counts.adapter_counts, "overlap": _overlaps}
 
 
 @dataclass(frozen=True)

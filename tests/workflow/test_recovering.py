@@ -41,8 +41,8 @@ def test_a_run_that_trains_says_how_it_went_and_repeats_itself(clip: Path, colou
     report = json.loads((out / "report.json").read_text())
     recovery = report["recovery"]
     assert (recovery["level"], [epoch["number"] for epoch in recovery["epochs"]]) == ("weights", [0, 1, 2])
-    losses = [epoch["validation_loss"] for epoch in recovery["epochs"]]
-    assert recovery["best_epoch"] == losses.index(min(losses))
+    ranks = [(epoch["validation_score"], -epoch["validation_loss"]) for epoch in recovery["epochs"]]
+    assert recovery["best_epoch"] == ranks.index(max(ranks))
     assert recovery["n_trainable"] == report["result"]["cost"]["optimized"]["parameters"]
     assert "Training after the cut" in (out / "report.html").read_text()
     assert not (out / ".work" / TUNING_WORK).exists()

@@ -1,8 +1,10 @@
 """Gradient recovery: adapters or all kept weights are trained on the program's own graph.
 
 The state after every epoch is kept, and a run that was stopped goes on from there with the same numbers: the order of
-items comes from the seed and the epoch, and the learning rate from the step. The result is the epoch with the least
-validation loss, the untuned program among them, so tuning never ends worse there than it began.
+items comes from the seed and the epoch, and the learning rate from the step. The result is the epoch with the best
+metric on validation (of equal ones the one of least loss), the untuned program among them, so tuning never ends worse
+there than it began. The metric decides and not the loss, since a program that grows sure of itself loses more on what
+it gets wrong while it gets more right.
 """
 
 from __future__ import annotations
@@ -36,6 +38,11 @@ class Epoch:
     validation_loss: float
     validation_score: float  # mean of the item scores, in [0, 1]
     seconds: float
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The better epoch has the greater one."""
+        return self.validation_score, -self.validation_loss
 
 
 @dataclass(frozen=True)
@@ -232,7 +239,7 @@ class _Training:
         loss_now, score = (float(v.mean()) for v in (self.check.losses(outputs), self.check.item_scores(outputs)))
         found = Epoch(number, loss, loss_now, score, seconds)
         self.history.append(found)
-        if number and found.validation_loss < self.history[self.best].validation_loss:
+        if number and found.rank > self.history[self.best].rank:
             self.best, self.best_weights = number, self._copied()
 
     def _copied(self) -> dict[str, Tensor]:

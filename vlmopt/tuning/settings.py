@@ -17,7 +17,7 @@ class TuningSettings:
         weight_decay: of matrices; vectors (norms, biases, scales) do not decay.
         distillation: share of the distance to the original's outputs in the loss; 1 needs no labels.
         feature_distillation: weight of the distance to the features that the original's head reads.
-        patience: epochs without a better validation loss after which tuning stops.
+        patience: epochs without a better metric on validation after which tuning stops.
         precision: "float32", or "bfloat16" for the matrix products.
         gradient_norm: gradients are scaled down to this norm.
     """
