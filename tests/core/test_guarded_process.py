@@ -143,8 +143,12 @@ def test_what_an_outer_timer_raises_is_not_the_plugins_fault() -> None:
 
 
 def test_ctrl_c_interrupts_a_call() -> None:
-    with pytest.raises(KeyboardInterrupt):
-        guarded(lambda: os.kill(os.getpid(), signal.SIGINT) or threading.Event().wait(10))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            guarded(lambda: os.kill(os.getpid(), signal.SIGINT) or threading.Event().wait(10))
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(

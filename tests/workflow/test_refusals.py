@@ -188,8 +188,8 @@ def test_a_profile_of_another_model_or_of_other_data(
     ("words", "code", "expected"),
     [
         (["--max-drop", "1"], 1, "there is no task to measure it on; pass -t TASK"),
-        (["-t", "TASK", "--max-drop", "-1"], 2, "-1.0 is not in the range"),
-        (["-t", "TASK", "--max-drop", "much"], 2, "'much' is not a valid float"),
+        (["-t", "TASK", "--max-drop", "-1"], 2, "'-1' is no budget"),
+        (["-t", "TASK", "--max-drop", "much"], 2, "'much' is no budget"),
         (
             ["-t", "TASK", "--max-drop", "1", "--emit", "onnx,coreml"],
             2,
