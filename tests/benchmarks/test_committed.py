@@ -51,3 +51,17 @@ def test_the_contract_is_what_the_harness_holds_today() -> None:
     assert figures["bisect_steps_for_64_sites"] <= 7
     assert (RESULTS / "contract.md").read_text(encoding="utf-8") == as_table(result)
     assert f"makes {len(CHECKS)} checks" in readme.README.read_text(encoding="utf-8")
+
+
+def test_the_estimators_were_compared_with_every_subset_and_adapters_counted_at_real_size() -> None:
+    result = json.loads((RESULTS / "pcetl.json").read_text(encoding="utf-8"))
+    figures = result["figures"]
+    assert figures["overlap_n_subsets"] == 1820
+    assert {"overlap_das_200", "overlap_ridge_200", "overlap_last", "overlap_last_attentions"} <= set(figures)
+    assert all(
+        0.0 <= value <= 1.0
+        for name, value in figures.items()
+        if name.startswith("overlap_") and name.rpartition("_")[2] not in ("subsets", "loss")
+    )
+    assert all(value >= 0.0 for name, value in figures.items() if name.startswith("excess_loss_"))
+    assert (RESULTS / "pcetl.md").read_text(encoding="utf-8") == as_table(result)
