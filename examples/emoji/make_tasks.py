@@ -1,7 +1,7 @@
 """Render the emoji once and describe the questions one can ask about them as task folders.
 
     OUT/images/{style}/{concept}.png, OUT/images/metadata.jsonl     6,376 drawings: 1,594 concepts in four styles
-    OUT/tasks/{style,meaning,meaning-by-prompt,retrieval}/task.yaml
+    OUT/tasks/{style,meaning,style-and-meaning,meaning-by-prompt,retrieval}/task.yaml
     OUT/food, OUT/tasks/food-group          with --with food
     OUT/stamps, OUT/tasks/stamp-captions    with --with stamps
 
@@ -69,6 +69,12 @@ def emoji_tasks(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
             metric="accuracy",
             labels=groups,
         ),
+        "style-and-meaning": {
+            "kind": "multi-task",
+            "name": "emoji-style-and-meaning",
+            "tasks": ["../style", "../meaning"],
+            "combine": "worst",
+        },
         "meaning-by-prompt": task(
             "zero-shot-image-classification",
             "emoji-meaning-by-prompt",

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
-from tests.profiling.workloads import planted_program, planted_workload, with_head
+from tests.profiling.workloads import Classification, planted_program, planted_workload, with_head
 from vlmopt.core.contract import Context
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Silent
+from vlmopt.core.workload import HeadBlock
 from vlmopt.graph.clusters import clustered
 from vlmopt.graph.head import head_features
 from vlmopt.graph.refit import fit_head
 from vlmopt.graph.replay import run_component
+from vlmopt.planning.cuts import Measurement
 from vlmopt.planning.meter import CutMeter
 from vlmopt.registry import make_pass
 from vlmopt.rewrite.pipeline import run_step
@@ -103,3 +105,44 @@ def test_items_kept_out_are_whole_groups_that_the_search_never_sees(program: Pro
 
 def test_the_reference_is_the_metric_of_the_uncut_program_on_all_items(program: Program) -> None:
     assert meter_of(program).reference_points == pytest.approx(100 * float(items(program).mean()), abs=1e-9)
+
+
+@dataclass
+class Halves(Classification):
+    """Two tasks that share their outputs: the first half of the items and the second."""
+
+    @property
+    def item_parts(self) -> list[str]:
+        return ["first" if item < self.n_items // 2 else "second" for item in range(self.n_items)]
+
+    def head_blocks(self) -> Sequence[HeadBlock]:
+        return ()
+
+
+def test_of_several_tasks_the_one_that_loses_most_counts(program: Program) -> None:
+    fit, check = (Halves(w.x, w.targets, w.group_names, w.n_classes) for w in (FIT, CHECK))
+    (found,) = CutMeter(program, fit, check, {}, progress=Silent()).measure([frozenset({NEEDED})])
+    drops = 100 * (items(program) - items(really_cut(program, {NEEDED})))
+    parts, groups = [*fit.item_parts, *check.item_parts], [*FIT.item_groups, *CHECK.item_groups]
+    wanted = []
+    for part in ("first", "second"):
+        rows = [i for i, own in enumerate(parts) if own == part]
+        wanted.append(Measurement(*clustered(drops[rows], [groups[i] for i in rows])))
+    assert found == max(wanted, key=lambda one: one.cautious_drop)
+    assert wanted[0] != wanted[1]
+
+
+@pytest.mark.parametrize("room", [0, 3000, 20_000, 1 << 20])
+def test_what_is_kept_of_the_uncut_run_changes_no_measurement(
+    room: int, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = meter_of(program)
+    monkeypatch.setattr("vlmopt.planning.meter.PREFIX_BYTES", room)
+    meter = meter_of(program)
+    assert meter.measure([frozenset()]) == plain.measure([frozenset()])
+    cuts = [frozenset({f"model/layers.{i}.ffn", f"model/layers.{j}.ffn"}) for i in range(4) for j in range(i)]
+    assert [meter.measure([cut]) for cut in cuts] == [plain.measure([cut]) for cut in cuts]
+    kept = [part.values for prefixes in meter._prefixes.values() for part in prefixes]
+    held = sum(value.nbytes for values in kept for value in values.values())
+    assert held <= room
+    assert bool(held) == (room > 3000)

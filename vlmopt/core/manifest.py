@@ -84,6 +84,9 @@ class GateEntry(_Entry):
     allowed: float | str | None = None
 
 
+MULTI_TASK = "multi-task"  # the kind of task whose labels are of several tasks, side by side
+
+
 class Manifest(_Entry):
     """The content of manifest.json."""
 

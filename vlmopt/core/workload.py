@@ -6,6 +6,7 @@ It is a role (Protocol), so that the stages which consume it need not import the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -76,6 +77,38 @@ class LabelledWorkload(Workload, Protocol):
     def with_wrong_labels(self, share: float, *, seed: int) -> Workload:
         """The same items, this share of them (rounded up) with another label than their own."""
         ...
+
+
+@dataclass(frozen=True)
+class HeadBlock:
+    """Rows of the component with a head that only some outputs of it answer: those of one task of several."""
+
+    rows: Sequence[int]
+    columns: Sequence[int]
+
+
+@runtime_checkable
+class MultiTaskWorkload(Workload, Protocol):
+    """A workload of several tasks: each has outputs of its own, and may be held to a bound by itself."""
+
+    @property
+    def item_parts(self) -> Sequence[str]:
+        """For every item what a drop is taken over: the name of its task, or one name for all of them."""
+        ...
+
+    def head_blocks(self) -> Sequence[HeadBlock]:
+        """Every task's rows, and the outputs of the head that are its own; empty where a single task has them all."""
+        ...
+
+
+def parts_of(workload: Workload) -> Sequence[str]:
+    """For every item the name of what a drop is taken over; one name where the workload is a single task."""
+    return workload.item_parts if isinstance(workload, MultiTaskWorkload) else [""] * workload.n_items
+
+
+def head_blocks_of(workload: Workload) -> Sequence[HeadBlock]:
+    """The blocks of a head that several tasks share; none where the workload is a single task."""
+    return workload.head_blocks() if isinstance(workload, MultiTaskWorkload) else ()
 
 
 class WorkloadSource(Protocol):

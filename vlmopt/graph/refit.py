@@ -6,14 +6,14 @@ still carry what the task needs. The comparison is fair only if the original's h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vlmopt.core.program import Component, Program
-from vlmopt.core.workload import Outputs, Workload
+from vlmopt.core.workload import HeadBlock, Outputs, Workload, head_blocks_of
 from vlmopt.graph.head import append_head, fitted_linear, head_module, replace_head
 from vlmopt.graph.modules import output_values
 from vlmopt.graph.ridge import fit_ridge
@@ -56,11 +56,46 @@ def fit_head(
     targets = workload.head_targets(component, reference)
     if targets is None:
         return None
+    blocks = head_blocks_of(workload)
+    if blocks:
+        return _fit_blocks(component, features, targets, workload, blocks, seed=seed)
     fit = fit_ridge(features, targets, workload.groups(component), prior=prior, seed=seed)
     scales = (1.0,) if prior is not None else _SCALES  # a model's own head has its scale already
     others = {name: reference[name] for name in reference if name != component}  # a lazy one runs what it is asked
     scale = min(scales, key=lambda s: float(workload.losses({**others, component: fit.held_out * s}).mean()))
     return HeadFit(fit.weight * scale, fit.bias * scale, fit.held_out * scale, fit.strength)
+
+
+def _fit_blocks(
+    component: str,
+    features: Tensor,
+    targets: Tensor,
+    workload: Workload,
+    blocks: Sequence[HeadBlock],
+    *,
+    seed: int,
+) -> HeadFit:
+    """A head of which every task's outputs are fitted on that task's rows alone."""
+    n, width = targets.shape
+    weight, bias = features.new_zeros(width, features.shape[1]).double(), features.new_zeros(width).double()
+    held_out, strength, groups = targets.new_zeros(n, width), 0.0, workload.groups(component)
+    for block in blocks:
+        rows, columns = list(block.rows), list(block.columns)
+        if not rows:
+            continue
+        own = targets[rows][:, columns]
+        fit = fit_ridge(features[rows], own, [groups[row] for row in rows], prior=None, seed=seed)
+        here = torch.tensor(rows)[:, None], torch.tensor(columns)
+        losses = {s: _loss_with(component, workload, held_out.index_put(here, fit.held_out * s)) for s in _SCALES}
+        scale = min(losses, key=losses.__getitem__)
+        weight[columns], bias[columns] = fit.weight * scale, fit.bias * scale
+        held_out[here] = fit.held_out * scale
+        strength = max(strength, fit.strength)
+    return HeadFit(weight, bias, held_out, strength)
+
+
+def _loss_with(component: str, workload: Workload, outputs: Tensor) -> float:
+    return float(workload.losses({component: outputs}).mean())
 
 
 def install_head(component: Component, path: str | None, fit: HeadFit) -> tuple[Component, str]:

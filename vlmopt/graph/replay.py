@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
@@ -21,6 +21,17 @@ from vlmopt.graph.modules import get_at
 
 Skips = frozenset[str]  # names of branches
 Sums = Mapping[fx.Node, tuple[fx.Node, ...]]  # exits that a skip changes -> the terms that are left of their sum
+
+
+class Prefix(Protocol):
+    """Values of a batch's run without skips, from which runs under skips that lie behind them start."""
+
+    @property
+    def values(self) -> Mapping[fx.Node, object]: ...
+
+    def keep(self, values: Mapping[fx.Node, object]) -> None:
+        """Takes what it wants of the values of a run without skips."""
+        ...
 
 
 class Replay:
@@ -48,12 +59,24 @@ class Replay:
             kept.update(branch.terms)
         return kept
 
-    def variants(self, feed: Feed, subsets: Iterable[Skips]) -> list[Tensor]:
-        """The target's value for every subset of skipped branches, in order, on one batch; the empty set skips none."""
+    def boundaries(self) -> list[frozenset[fx.Node]]:
+        """For every place at which branches end, in order: the values from which a run can go on behind it."""
+        exits = sorted({self._order[branch.exit] for branch in self.branches.values()})
+        last = {n: max((self._order[user] for user in n.users), default=i) for n, i in self._order.items()}
+        return [frozenset(n for n in self._kept if self._order[n] <= place < last[n]) for place in exits]
+
+    def variants(self, feed: Feed, subsets: Iterable[Skips], prefix: Prefix | None = None) -> list[Tensor]:
+        """The target's value for every subset of skipped branches, in order, on one batch; the empty set skips none.
+
+        Args:
+            prefix: keeps values of the run without skips on this very batch, for calls to come.
+        """
         wanted = list(subsets)
         shared = self._sums(frozenset.intersection(*wanted)) if wanted else {}
         with torch.no_grad():
-            base, cache = self._base(feed, shared)
+            base, cache = self._base(feed, shared, {} if prefix is None else prefix.values)
+            if prefix is not None and not shared:
+                prefix.keep(cache)
             sums = [self._sums(skips) for skips in wanted]
             return [base if own == shared else self._variant(feed, cache, shared, own) for own in sums]
 
@@ -74,10 +97,11 @@ class Replay:
         with torch.no_grad():
             return self._run(self._needed(sums, set()), feed, sums, {}, keep=None)
 
-    def _base(self, feed: Feed, sums: Sums) -> tuple[Tensor, dict[fx.Node, object]]:
+    def _base(self, feed: Feed, sums: Sums, known: Mapping[fx.Node, object]) -> tuple[Tensor, dict[fx.Node, object]]:
         """The run that all variants share, and the values of it that they may start from."""
-        cache: dict[fx.Node, object] = {}
-        value = self._run(self._needed(sums, set()), feed, sums, {}, keep=cache)
+        changed = self._changed({}, sums) if known and sums else set()
+        cache = {node: value for node, value in known.items() if node not in changed}
+        value = self._run(self._needed(sums, set(cache)), feed, sums, dict(cache), keep=cache)
         return value, cache
 
     def _variant(self, feed: Feed, cache: dict[fx.Node, object], shared: Sums, sums: Sums) -> Tensor:

@@ -54,8 +54,8 @@ def choose(
         interactions: of the candidates, in the unit of their scores, for the integer program.
         confirm: measures on all items, those included that the search does not see; a pick that does not hold there
             gives way to the next best. With `refine` it must measure what `refine` does.
-        refine: a better and dearer measure (a recovery behind every cut, say); the best few are measured again by it,
-            and extended.
+        refine: a better and dearer measure (on more items, or with a recovery behind every cut); truncations and the
+            best few are measured again by it, and extended.
 
     Raises:
         PlanError: no cut meets the budgets, with the closest that does.
@@ -64,14 +64,14 @@ def choose(
     if not open_needs and max_drop is None:
         return Choice((), Measurement(0.0, 0.0), (), notes=("the budgets are met without a cut",))
     refuse_unreachable(candidates, open_needs)
-    search = Search(measure, max_drop, open_needs)
+    first = search = Search(measure, max_drop, open_needs)
     search_all(search, candidates, interactions)
     if refine is not None:
-        search = refined(search, refine, candidates)
+        search = refined(first, refine, candidates)
     found = _picked(search, confirm)
     if found is None:
         # What can be saved within the drop is worth a search: it tells the user which budget to relax.
-        within = Search(search.measure, max_drop, {}, known=search.known)
+        within = Search(first.measure, max_drop, {}, known=first.known)
         search_all(within, candidates, interactions)
         raise unmet(search, within)
     return found

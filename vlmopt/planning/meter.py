@@ -16,14 +16,16 @@ from torch import Tensor
 
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Progress
-from vlmopt.core.workload import Outputs, Workload
+from vlmopt.core.workload import Outputs, Workload, parts_of
 from vlmopt.graph.branches import find_branches
 from vlmopt.graph.clusters import clustered
 from vlmopt.graph.head import head_features
+from vlmopt.graph.prefixes import Prefixes
 from vlmopt.graph.refit import fit_head, prior_weight
 from vlmopt.graph.replay import Replay
 from vlmopt.planning.cuts import Measurement
 
+PREFIX_BYTES = 2 << 30  # of the uncut run's values kept in memory, which all cuts start from
 MIN_GROUPS_TO_KEEP_OUT = 80  # with fewer groups of items none is kept out of a search: every one is needed
 
 
@@ -40,7 +42,8 @@ class CutMeter:
 
     Branches are named `component/branch`. `reference_fit` are the original program's outputs on `fit`. A share of the
     groups of items, `kept_out`, is hidden from `measure`: picking the best of many noisy cuts overstates it by one to
-    one and a half standard errors, and only items that took no part in the picking can tell.
+    one and a half standard errors, and only items that took no part in the picking can tell. `hidden` names those
+    groups instead, where another meter has drawn them.
     """
 
     def __init__(
@@ -53,15 +56,25 @@ class CutMeter:
         progress: Progress,
         seed: int = 0,
         kept_out: float = 0.0,
+        hidden: frozenset[str] | None = None,
     ) -> None:
         self.program, self.fit, self.check = program, fit, check
         self.reference_fit, self.progress, self.seed = reference_fit, progress, seed
         self._replays = {name: _replay(program, name) for name in fit.feeds}
+        self._prefixes = self._room(PREFIX_BYTES)
         self._baseline: dict[str, Unseen] | None = None
         self._drops: dict[frozenset[str], Tensor] = {}
         self._groups = [*self.fit.item_groups, *self.check.item_groups]
-        hidden = _hidden_groups(self._groups, kept_out, seed=seed)
-        self._is_hidden = torch.tensor([group in hidden for group in self._groups])
+        self._parts = [*parts_of(self.fit), *parts_of(self.check)]
+        self.hidden = _hidden_groups(self._groups, kept_out, seed=seed) if hidden is None else hidden
+        self._is_hidden = torch.tensor([group in self.hidden for group in self._groups])
+
+    def _room(self, limit_bytes: float) -> dict[tuple[str, bool], Prefixes]:
+        """Memory for the uncut run's values, shared out by component and split."""
+        splits = ((False, self.fit), (True, self.check))
+        counts = {(name, is_check): len(feeds) for is_check, split in splits for name, feeds in split.feeds.items()}
+        share = limit_bytes / max(1, sum(counts.values()))
+        return {key: Prefixes(self._replays[key[0]], n, share * n) for key, n in counts.items()}
 
     def measure(self, cuts: Sequence[frozenset[str]]) -> list[Measurement]:
         """The drop of every cut in points, with its standard error over groups of items.
@@ -79,6 +92,11 @@ class CutMeter:
         return self._measured(cuts, self._is_hidden) if bool(self._is_hidden.any()) else []
 
     @property
+    def n_measured(self) -> int:
+        """Items that `measure` looks at."""
+        return int((~self._is_hidden).sum())
+
+    @property
     def reference_points(self) -> float:
         """The uncut program's metric on all items, in points."""
         if self._baseline is None:
@@ -90,8 +108,16 @@ class CutMeter:
         new = list(dict.fromkeys(cut for cut in cuts if cut not in self._drops))
         if new:
             self._drops.update(zip(new, self._item_drops(new), strict=True))
-        groups = [group for group, is_chosen in zip(self._groups, chosen.tolist(), strict=True) if is_chosen]
-        return [Measurement(*clustered(self._drops[cut][chosen], groups)) for cut in cuts]
+        return [self._worst(self._drops[cut], chosen) for cut in cuts]
+
+    def _worst(self, drops: Tensor, chosen: Tensor) -> Measurement:
+        """The drop over the chosen items; of several tasks that of the one which loses most."""
+        found = []
+        for part in dict.fromkeys(self._parts):
+            rows = [i for i, is_chosen in enumerate(chosen.tolist()) if is_chosen and self._parts[i] == part]
+            if rows:
+                found.append(Measurement(*clustered(drops[rows], [self._groups[i] for i in rows])))
+        return max(found, key=lambda one: one.sort_key)
 
     def _item_drops(self, cuts: Sequence[frozenset[str]]) -> list[Tensor]:
         """What every item loses under every cut, in points."""
@@ -138,8 +164,10 @@ class CutMeter:
         if not cuts:
             return []
         replay, feeds = self._replays[name], workload.feeds[name]
+        prefixes = self._prefixes[name, workload is self.check]
         what = f"measuring {len(cuts)} cuts of {name}" if len(cuts) > 1 else f"measuring a cut of {name}"
-        parts = [replay.variants(feed, cuts) for feed in self.progress.track(feeds, what, total=len(feeds))]
+        tracked = enumerate(self.progress.track(feeds, what, total=len(feeds)))
+        parts = [replay.variants(feed, cuts, prefixes[batch]) for batch, feed in tracked]
         return [torch.cat([part[i] for part in parts]) for i in range(len(cuts))]
 
 

@@ -10,7 +10,7 @@ from vlmopt.planning.solving import Interaction, Problem, Site, least_loss
 
 # A plan that just meets its budgets is not always the one that loses least when it is measured, so tighter ones are
 # tried beside it.
-TIGHTNESS = (1.0, 1.02, 1.05, 1.1, 1.2)
+TIGHTNESS = (1.0, 1.05, 1.15)
 N_PREFIXES = 3  # so many prefixes of the measured order that fit, the shortest first
 
 

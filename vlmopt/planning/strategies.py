@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from vlmopt.planning.cuts import Candidate, Cut, Measure, fits, macs_of, names_of, without_overlaps
 from vlmopt.planning.proposing import exchanges, fitting_cuts, fitting_prefixes, level_cuts, problem_of
@@ -11,23 +11,20 @@ from vlmopt.planning.solving import Interaction
 
 # On top of the best cut so many single candidates, the least needed ones, are tried together, and so many times over.
 EXTENSION_WIDTH, EXTENSION_ROUNDS = 3, 2
+REFINING_ROUNDS = 1  # by the dearer measure
 N_LEVELS = 16  # of saved MACs at which the integer program is solved
 N_FINALISTS = 4  # cuts that the expensive meter looks at first, and among which all items decide
 
 
 def search_all(search: Search, candidates: Sequence[Candidate], interactions: Sequence[Interaction]) -> None:
     """Measures the cuts of every order that the goal of the search leaves worth measuring."""
-    by_score, by_depth = _by_score(candidates), sorted(candidates, key=lambda c: -c.position)
-    truncations = [without_overlaps(by_depth[:n]) for n in range(1, len(by_depth) + 1)]
-    if search.needs:  # a cut that does not fit can be told without measuring
-        truncations = [cut for cut in truncations if fits(cut, search.needs)]
-    search.accepted("depth", list(dict.fromkeys(truncations)))
+    by_score = _by_score(candidates)
+    search.accepted("depth", _truncations(candidates, search.needs))
     problem = problem_of(candidates, interactions)
     if search.needs:
         search.accepted("importance", fitting_prefixes(by_score, search.needs))
-        for cut in fitting_cuts(candidates, problem, search.needs):
-            search.accepted("program", [cut])
-        _exchange(search, by_score)
+        search.accepted("program", fitting_cuts(candidates, problem, search.needs))
+        _exchange(search, by_score, EXTENSION_ROUNDS)
         return
     prefixes = [without_overlaps(by_score[:n]) for n in range(1, len(by_score) + 1)]
     _largest("importance", list(dict.fromkeys(prefixes)), search)
@@ -36,7 +33,14 @@ def search_all(search: Search, candidates: Sequence[Candidate], interactions: Se
     )
     between = [low + (high - low) * i / 8 for i in range(1, 8)]
     _largest("program", level_cuts(candidates, problem, between), search)
-    _extend(search, by_score)
+    _extend(search, by_score, EXTENSION_ROUNDS)
+
+
+def _truncations(candidates: Sequence[Candidate], needs: Mapping[str, float]) -> list[Cut]:
+    """The deepest candidate, the two deepest, and so on; together they cost one pass."""
+    by_depth = sorted(candidates, key=lambda c: -c.position)
+    cuts = dict.fromkeys(without_overlaps(by_depth[:n]) for n in range(1, len(by_depth) + 1))
+    return [cut for cut in cuts if fits(cut, needs)]  # one that does not fit can be told without measuring
 
 
 def _largest(order: str, cuts: Sequence[Cut], search: Search) -> tuple[float, float]:
@@ -54,10 +58,10 @@ def _largest(order: str, cuts: Sequence[Cut], search: Search) -> tuple[float, fl
     return shares[low], shares[high]
 
 
-def _extend(search: Search, by_score: Sequence[Candidate]) -> None:
+def _extend(search: Search, by_score: Sequence[Candidate], n_rounds: int) -> None:
     """Adds the accepted candidate that saves most, again and again, trying the least needed few each time."""
     best = next(iter(search.best_first()), ())
-    for _ in range(EXTENSION_ROUNDS):
+    for _ in range(n_rounds):
         taken = frozenset[str]().union(*(candidate.branches for candidate in best))
         left = [c for c in by_score if c not in best and not c.branches & taken][:EXTENSION_WIDTH]
         accepted = search.accepted("extension", [(*best, candidate) for candidate in left])
@@ -66,9 +70,9 @@ def _extend(search: Search, by_score: Sequence[Candidate]) -> None:
         best = max(accepted, key=macs_of)
 
 
-def _exchange(search: Search, by_score: Sequence[Candidate]) -> None:
+def _exchange(search: Search, by_score: Sequence[Candidate], n_rounds: int) -> None:
     """Exchanges single members of the cut that loses least, as long as that helps."""
-    for _ in range(EXTENSION_ROUNDS):
+    for _ in range(n_rounds):
         ranked = search.least_losing()
         if not ranked:
             break
@@ -83,18 +87,20 @@ def refined(search: Search, refine: Measure, candidates: Sequence[Candidate]) ->
     """A search by the dearer measure from the finalists of the first, which keeps the first one's trials.
 
     Beside the best, near misses that save more go in: what a recovery gives back may bring them within the bound.
+    Truncations are all measured again, so that no plan is worse than one of them.
     """
     by_score = _by_score(candidates)
     second = Search(refine, search.max_drop, search.needs, trials=search.trials)
+    second.accepted("depth", _truncations(candidates, search.needs))
     best = search.best_first()[:N_FINALISTS]
     second.accepted("refined", best)
     if search.needs:
         second.accepted("refined", [cut for cut in search.least_losing()[:N_FINALISTS] if cut not in best])
-        _exchange(second, by_score)
+        _exchange(second, by_score, REFINING_ROUNDS)
         return second
     reached = macs_of(best[0]) if best else 0
     _largest("refined", _near_misses(search, reached), second)
-    _extend(second, by_score)
+    _extend(second, by_score, REFINING_ROUNDS)
     return second
 
 

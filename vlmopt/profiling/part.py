@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vlmopt.core.program import Program
-from vlmopt.core.workload import Feed, Outputs, Workload
+from vlmopt.core.workload import Feed, HeadBlock, Outputs, Workload, head_blocks_of, parts_of
 
 _ROWS = 32  # in a batch of a part
 
@@ -44,6 +44,20 @@ class WorkloadPart:
     def item_groups(self) -> Sequence[str]:
         groups = self.whole.item_groups
         return [groups[item] for item in self.items.tolist()]
+
+    @property
+    def item_parts(self) -> Sequence[str]:
+        parts = parts_of(self.whole)
+        return [parts[item] for item in self.items.tolist()]
+
+    def head_blocks(self) -> Sequence[HeadBlock]:
+        """Of the whole's blocks the rows that are in this part, counted within it."""
+        made = []
+        for block in head_blocks_of(self.whole):
+            (rows,) = self.rows.values()
+            inside = {row: place for place, row in enumerate(rows.tolist())}
+            made.append(HeadBlock([inside[row] for row in block.rows if row in inside], block.columns))
+        return made
 
     def losses(self, outputs: Outputs) -> Tensor:
         return self.whole.losses(self._all_rows(outputs))[self.items]

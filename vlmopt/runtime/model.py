@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vlmopt.core.errors import ArtifactError
-from vlmopt.core.manifest import Manifest, read_manifest, size_problems
+from vlmopt.core.labels import label_blocks
+from vlmopt.core.manifest import MULTI_TASK, Manifest, read_manifest, size_problems
 from vlmopt.preprocess import Preprocessor
 from vlmopt.runtime.session import Session, open_session
 
@@ -71,7 +73,10 @@ class Model:
         raise ArtifactError(str(self.folder), "nothing to run on", expected="images, texts, or both")
 
     def classify(self, images: Sequence[Picture]) -> Scores:
-        """For every image, the labels with their probabilities, the most probable first."""
+        """For every image, the labels with their probabilities, the most probable first.
+
+        An artifact for several tasks answers each: first the most probable label of every task, then the seconds.
+        """
         if not self.manifest.labels:
             raise ArtifactError(str(self.folder), "has no labels", remedy="ask for similarity with texts of your own")
         if self._is_dual:
@@ -214,11 +219,23 @@ class Model:
         labels = self.manifest.labels
         if logits.shape[-1] != len(labels):
             raise ArtifactError(str(self.folder), f"{logits.shape[-1]} scores for {len(labels)} labels")
-        scores = logits.astype(np.float64)
-        scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        probabilities = scores / scores.sum(axis=-1, keepdims=True)
-        orders = np.argsort(-probabilities, axis=-1, kind="stable")
-        return [[(labels[i], float(row[i])) for i in order] for row, order in zip(probabilities, orders, strict=True)]
+        blocks = list(label_blocks(labels).values()) if self.manifest.task == MULTI_TASK else [range(len(labels))]
+        return [_of_all_tasks([_ranked_block(labels, row, block) for block in blocks]) for row in logits]
+
+
+def _ranked_block(labels: Sequence[str], logits: NDArray[Any], block: range) -> list[tuple[str, float]]:
+    """The labels of one task with their probabilities among themselves, the most probable first."""
+    scores = logits[block.start : block.stop].astype(np.float64)
+    scores = np.exp(scores - scores.max())
+    probabilities = scores / scores.sum()
+    return [
+        (labels[block.start + i], float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable").tolist()
+    ]
+
+
+def _of_all_tasks(ranked: Sequence[Sequence[tuple[str, float]]]) -> list[tuple[str, float]]:
+    """The answer to every task, then every task's second label, and so on."""
+    return [pair for places in zip_longest(*ranked) for pair in places if pair is not None]
 
 
 def _normalized(rows: NDArray[Any]) -> NDArray[Any]:

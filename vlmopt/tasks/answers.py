@@ -73,7 +73,12 @@ def label_answers(logits: Tensor, targets: Tensor, labels: Sequence[str]) -> lis
 
 def label_slices(samples: Sequence[Sample], scores: Tensor) -> list[Slice]:
     """The items of every label."""
-    return _slices(_rows((sample.label, i) for i, sample in enumerate(samples)), scores)
+    return named_slices([sample.label for sample in samples], scores)
+
+
+def named_slices(names: Sequence[str], scores: Tensor) -> list[Slice]:
+    """The items of every name, one name an item."""
+    return _slices(_rows((name, i) for i, name in enumerate(names)), scores)
 
 
 def question_slices(samples: Sequence[Sample], scores: Tensor) -> list[Slice]:

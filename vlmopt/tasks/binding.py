@@ -14,6 +14,7 @@ from vlmopt.tasks.feeding import Feeder
 from vlmopt.tasks.kinds import (
     image_classification,
     image_text_retrieval,
+    multi_task,
     visual_question_answering,
     zero_shot_image_classification,
 )
@@ -68,6 +69,7 @@ KINDS: Mapping[TaskKind, Kind] = {
     TaskKind.ZERO_SHOT: Kind(zero_shot_image_classification.bind, zero_shot_image_classification.workload),
     TaskKind.IMAGE_TEXT_RETRIEVAL: Kind(image_text_retrieval.bind, image_text_retrieval.workload),
     TaskKind.VISUAL_QUESTION_ANSWERING: Kind(visual_question_answering.bind, visual_question_answering.workload),
+    TaskKind.MULTI_TASK: Kind(multi_task.bind, multi_task.workload),
 }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vlmopt.core.errors import SealedSplitError, TaskError
+from vlmopt.tasks.combining import check_members, combined_hashes, combined_samples, qualified
 from vlmopt.tasks.folder import SPLIT_NAMES, SPLITS, Row, column, read_folder
 from vlmopt.tasks.hub import read_hub
 from vlmopt.tasks.images import content_hashes
@@ -30,7 +31,7 @@ class Task:
 
     `labels` are the classes in order (empty where the model has them); `fingerprint` changes with every record, image,
     label and split. `samples` gives the splits that may be looked at; `open_test` gives the test split and seals the
-    others, so that nothing can be chosen after the test was seen.
+    others, so that nothing can be chosen after the test was seen. `members` are the tasks that a multi-task is made of.
     """
 
     def __init__(
@@ -40,10 +41,14 @@ class Task:
         splits: Mapping[str, tuple[Sample, ...]],
         *,
         hashes: Mapping[str, str],
+        members: Sequence[Task] = (),
     ) -> None:
         self.path = path
         self.specification = specification
+        self.members = tuple(members)
         self.labels = _labels(specification, splits)
+        if members:
+            self.labels = tuple(qualified(member, label) for member in members for label in member.labels)
         self._splits = splits
         self._hashes = hashes
         self._is_test_open = False
@@ -54,7 +59,7 @@ class Task:
 
     @property
     def has_groups(self) -> bool:
-        return self.specification.columns.group is not None
+        return self.specification.columns.group is not None or any(member.has_groups for member in self.members)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -89,6 +94,14 @@ class Task:
         self._is_test_open = True
         return self._splits["test"]
 
+    def all_samples(self, split: str) -> tuple[Sample, ...]:
+        """Any split's samples, for a task that this one is a member of and which keeps its own seal."""
+        return self._splits[split]
+
+    def image_hashes(self) -> Mapping[str, str]:
+        """sha256 of every image by its name."""
+        return self._hashes
+
     def fingerprint_of(self, samples: Sequence[Sample]) -> str:
         """sha256 over these samples in order and the bytes of their images."""
         return self._hash(samples, [])
@@ -112,7 +125,14 @@ class Task:
 
     def _sizes(self) -> list[object]:
         specification = self.specification
-        settings = [specification.kind.value, list(self.labels), list(specification.prompts), specification.headline]
+        settings: list[object] = [
+            specification.kind.value,
+            list(self.labels),
+            list(specification.prompts),
+            specification.headline,
+        ]
+        if self.members:
+            settings += [specification.combine, list(specification.weights)]
         return [*settings, *self.counts.values()]
 
     def _hash(self, samples: Sequence[Sample], settings: list[object]) -> str:
@@ -148,6 +168,8 @@ def load_task(path: str | Path) -> Task:
         raise TaskError(str(path), "does not exist", expected=f"a task folder with {TASK_FILE}")
     file = path / TASK_FILE if path.is_dir() else path
     specification = read_specification(file)
+    if specification.kind is TaskKind.MULTI_TASK:
+        return _combined(file, specification)
     if specification.is_hub:
         rows = read_hub(specification, str(file))
     else:
@@ -163,6 +185,15 @@ def load_task(path: str | Path) -> Task:
         splits[split].append(sample)
     refuse_leaks(str(file), splits, group=specification.columns.group or "")
     return Task(file, specification, {name: tuple(part) for name, part in splits.items()}, hashes=hashes)
+
+
+def _combined(file: Path, specification: TaskSpecification) -> Task:
+    """The members' samples together; what is profiled for one must not be tested for another."""
+    members = [load_task(file.parent / Path(folder).expanduser()) for folder in specification.tasks]
+    check_members(str(file), members)
+    splits = {split: combined_samples(members, split) for split in SPLITS}
+    refuse_leaks(str(file), splits, group="group" if all(member.has_groups for member in members) else "")
+    return Task(file, specification, splits, hashes=combined_hashes(members), members=members)
 
 
 def _sample(specification: TaskSpecification, row: Row) -> Sample:

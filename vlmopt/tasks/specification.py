@@ -6,11 +6,12 @@ import difflib
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
 from vlmopt.core.errors import TaskError
+from vlmopt.core.manifest import MULTI_TASK
 from vlmopt.recipe.yaml_file import read_yaml
 
 TASK_FILE = "task.yaml"
@@ -24,6 +25,7 @@ class TaskKind(Enum):
     ZERO_SHOT = "zero-shot-image-classification"
     IMAGE_CLASSIFICATION = "image-classification"
     VISUAL_QUESTION_ANSWERING = "visual-question-answering"
+    MULTI_TASK = MULTI_TASK
 
 
 METRICS: Mapping[TaskKind, tuple[str, ...]] = {  # the first is the default
@@ -31,12 +33,14 @@ METRICS: Mapping[TaskKind, tuple[str, ...]] = {  # the first is the default
     TaskKind.ZERO_SHOT: ("accuracy",),
     TaskKind.IMAGE_CLASSIFICATION: ("accuracy",),
     TaskKind.VISUAL_QUESTION_ANSWERING: ("accuracy",),
+    TaskKind.MULTI_TASK: ("accuracy",),
 }
 ROLES: Mapping[TaskKind, tuple[str, ...]] = {  # the columns that a kind cannot do without, beside the image
     TaskKind.IMAGE_TEXT_RETRIEVAL: ("text",),
     TaskKind.ZERO_SHOT: ("label",),
     TaskKind.IMAGE_CLASSIFICATION: ("label",),
     TaskKind.VISUAL_QUESTION_ANSWERING: ("question", "answer"),
+    TaskKind.MULTI_TASK: (),
 }
 DEFAULT_PROMPTS = ("a photo of a {}.",)  # the prompt that CLIP was published with
 
@@ -95,7 +99,11 @@ class Splits(_Strict):
 
 
 class TaskSpecification(_Strict):
-    """The content of task.yaml, checked. `labels` and `prompts` are empty where the file leaves them to the data."""
+    """The content of task.yaml, checked. `labels` and `prompts` are empty where the file leaves them to the data.
+
+    `tasks` are the folders of a multi-task's members. With `combine: worst` every member is held to the bound on the
+    drop by itself; with `weighted` their weighted mean is.
+    """
 
     kind: Annotated[TaskKind, Field(strict=False)]
     name: str = Field(min_length=1)
@@ -105,6 +113,9 @@ class TaskSpecification(_Strict):
     prompts: Texts = ()
     metric: str = ""
     splits: Splits = Splits()
+    tasks: Texts = ()
+    combine: Literal["worst", "weighted"] = "worst"
+    weights: Annotated[tuple[PositiveFloat, ...], Field(strict=False)] = ()
 
     @property
     def is_hub(self) -> bool:
@@ -118,6 +129,25 @@ class TaskSpecification(_Strict):
     @property
     def class_prompts(self) -> tuple[str, ...]:
         return self.prompts or DEFAULT_PROMPTS
+
+    @model_validator(mode="after")
+    def _members_fit(self) -> TaskSpecification:
+        own = self.model_fields_set
+        if self.kind is not TaskKind.MULTI_TASK:
+            foreign = sorted(own & {"tasks", "combine", "weights"})
+            if foreign:
+                raise ValueError(f"{foreign[0]} belongs to {TaskKind.MULTI_TASK.value} only")
+            return self
+        foreign = sorted(own & {"data", "columns", "labels", "prompts", "splits"})
+        if foreign:
+            raise ValueError(f"{foreign[0]} belongs to the members of a {TaskKind.MULTI_TASK.value}")
+        if len(self.tasks) < 2:
+            raise ValueError(f"tasks names {len(self.tasks)} folders, expected two or more")
+        if self.weights and self.combine != "weighted":
+            raise ValueError("weights need `combine: weighted`")
+        if self.weights and len(self.weights) != len(self.tasks):
+            raise ValueError(f"{len(self.weights)} weights for {len(self.tasks)} tasks")
+        return self
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> TaskSpecification:

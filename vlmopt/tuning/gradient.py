@@ -105,7 +105,7 @@ def tune(
     wanted: Wanted,
     fit: TrainableWorkload,
     check: Workload,
-    teacher: Teacher,
+    teacher: Teacher | None,
     settings: TuningSettings,
     *,
     progress: Progress,
@@ -113,9 +113,14 @@ def tune(
 ) -> Tuned:
     """Trains the wanted weights on `fit`, looking at `check` after every epoch.
 
+    Args:
+        teacher: the original on every row of `fit`; None where the settings distil nothing.
+
     Raises:
-        TuningError: nothing to train, a loss that is not finite, or too little memory.
+        TuningError: nothing to train, nothing to distil from, a loss that is not finite, or too little memory.
     """
+    if settings.distils and teacher is None:
+        raise TuningError("tuning", "there is no teacher", expected="the original's outputs, which the settings need")
     student, weights = trainable_copy(program, wanted)
     if not weights:
         remedy = "insert adapters, or let all kept weights train"
@@ -139,7 +144,7 @@ class _Training:
         weights: Mapping[str, nn.Parameter],
         fit: TrainableWorkload,
         check: Workload,
-        teacher: Teacher,
+        teacher: Teacher | None,
         settings: TuningSettings,
         progress: Progress,
         store: Store,
@@ -195,7 +200,7 @@ class _Training:
             part,
             outputs,
             features,
-            self.teacher.of_rows(rows),
+            None if self.teacher is None else self.teacher.of_rows(rows),
             distillation=self.settings.distillation,
             feature_distillation=self.settings.feature_distillation,
         )

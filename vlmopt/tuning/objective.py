@@ -41,7 +41,7 @@ def objective(
     workload: Workload,
     outputs: Outputs,
     features: Mapping[str, Tensor],
-    teacher: Teacher,
+    teacher: Teacher | None,
     *,
     distillation: float,
     feature_distillation: float = 0.0,
@@ -50,6 +50,7 @@ def objective(
     """The loss of one batch, a scalar in float64.
 
     Args:
+        teacher: the original on the same rows; None where nothing is distilled.
         outputs, features: of the program that is tuned, rows as the workload feeds them.
         distillation: share of the distance to the teacher's outputs, in [0, 1].
         feature_distillation: weight of the distance to the features that its head reads.
@@ -57,12 +58,12 @@ def objective(
     total = torch.zeros((), dtype=torch.float64)
     if distillation < 1.0:
         total = total + (1.0 - distillation) * workload.losses(outputs).mean()
-    if distillation > 0.0:
+    if distillation > 0.0 and teacher is not None:
         for name, wanted in teacher.outputs.items():
             found = outputs[name].double()
             distance = _divergence(found, wanted, temperature) if teacher.are_logits else _angle(found, wanted)
             total = total + distillation * distance
-    if feature_distillation > 0.0:
+    if feature_distillation > 0.0 and teacher is not None:
         for name, wanted in teacher.features.items():
             total = total + feature_distillation * _angle(features[name].double(), wanted)
     return total

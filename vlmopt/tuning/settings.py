@@ -34,3 +34,8 @@ class TuningSettings:
     precision: str = "float32"
     gradient_norm: float = 1.0
     seed: int = 0
+
+    @property
+    def distils(self) -> bool:
+        """Whether the loss looks at the original, which then has to be run on every row."""
+        return self.distillation > 0 or self.feature_distillation > 0

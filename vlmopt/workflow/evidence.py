@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlmopt.core.errors import TaskError
 from vlmopt.core.program import Program
-from vlmopt.core.workload import Outputs
+from vlmopt.core.workload import Outputs, parts_of
 from vlmopt.graph.replay import run_component
 from vlmopt.tasks.answers import Answer, Query, Slice
 from vlmopt.tasks.binding import TaskWorkload
@@ -171,10 +171,15 @@ def _picture(state: RunState, query: Query) -> str:
 
 
 def drop_gate(state: RunState, metric: Mapping[str, Any]) -> list[Gate]:
-    """The gate on the drop, where the recipe has one."""
+    """The gate on the drop, where the recipe has one; of several tasks each may have its own."""
     limit = state.recipe.budgets.drop
     if limit is None or not state.recipe.verify.max_drop_gate:
         return []
-    bound = limit.resolve(100.0 * float(metric["original"]))
-    drop = float(metric["drop_points"])
-    return [Gate(f"drop of {metric['name']} on the test split, in points", drop <= bound, drop, bound)]
+    assert state.fit is not None
+    tasks = sorted(set(parts_of(state.fit)) - {""})
+    parts = [("", metric)] if not tasks else [(f" ({g['name']})", g) for g in metric["groups"] if g["name"] in tasks]
+    gates = []
+    for name, part in parts:
+        bound, drop = limit.resolve(100.0 * float(part["original"])), float(part["drop_points"])
+        gates.append(Gate(f"drop of {metric['name']} on the test split, in points{name}", drop <= bound, drop, bound))
+    return gates

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vlmopt.core.budgets import Limit, Quantity, parse_limit
 from vlmopt.core.errors import ArtifactError, TaskError
 from vlmopt.core.manifest import Manifest, read_manifest
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Progress, Silent
+from vlmopt.core.workload import parts_of
 from vlmopt.graph.branches import find_branches
 from vlmopt.graph.regions import is_read_behind
 from vlmopt.graph.replay import run_component
@@ -22,7 +26,7 @@ from vlmopt.recipe.loading import load_recipe
 from vlmopt.recipe.schema import Recipe
 from vlmopt.report.schema import Report, read_report
 from vlmopt.rundir import RECIPE, REPORT_JSON
-from vlmopt.tasks.binding import TaskSource
+from vlmopt.tasks.binding import TaskSource, TaskWorkload
 from vlmopt.tasks.dataset import Task, load_task
 from vlmopt.verify.statistics import paired_difference
 from vlmopt.workflow.budgeting import folded_components
@@ -131,10 +135,13 @@ def _compared(
         outputs[name] = run_component(component, tracked)
     before = workload.item_scores(outputs).numpy()
     after = artifact_scores(artifact.path, artifact.manifest, new, progress=show)
-    found = paired_difference(before, after, list(workload.item_groups), seed=artifact.recipe.seed)
-    recorded = artifact.report.result.metric
+    part, rows = _worst_part(workload, before - after)
+    before, after = before[rows], after[rows]
+    groups = [workload.item_groups[row] for row in rows]
+    found = paired_difference(before, after, groups, seed=artifact.recipe.seed)
+    recorded = artifact.report.result.metric if not part else None  # the report holds the mean of all tasks
     return {
-        "name": workload.metric,
+        "name": f"{workload.metric} of {part}" if part else workload.metric,
         "original": float(before.mean()),
         "artifact": float(after.mean()),
         "drop_points": found.drop_points,
@@ -144,6 +151,15 @@ def _compared(
         "allowed_points": None if limit is None else limit.resolve(100.0 * float(before.mean())),
         "drop_points_when_made": None if recorded is None else recorded.drop_points,
     }
+
+
+def _worst_part(workload: TaskWorkload, drops: NDArray[np.float64]) -> tuple[str, list[int]]:
+    """The task that loses most, where each is held to the bound by itself, and its items; else all items."""
+    rows: dict[str, list[int]] = {}
+    for item, part in enumerate(parts_of(workload)):
+        rows.setdefault(part, []).append(item)
+    worst = max(rows, key=lambda part: float(drops[rows[part]].mean()))
+    return worst, rows[worst]
 
 
 def _replanned(

@@ -24,7 +24,6 @@ from vlmopt.rundir import TUNING_WORK, atomic_write
 from vlmopt.tuning.closed_form import recover_closed_form, recover_heads
 from vlmopt.tuning.gradient import Epoch, State, Tuned, teacher_of, tune
 from vlmopt.tuning.settings import TuningSettings
-from vlmopt.workflow.opening import LazyOutputs
 from vlmopt.workflow.remembering import tuning_key
 from vlmopt.workflow.run_state import RunState
 
@@ -37,12 +36,12 @@ def recovered(state: RunState, result: StepResult) -> Program:
     if result.promise is not Promise.LOSSY or not cut or state.bound is None:
         return result.program
     fit = state.bound.source.workload(result.program, "profile", limit=state.recipe.num_samples)
-    reference = LazyOutputs(state.reference, fit, progress=state.progress)
+    reference = state.outputs_of(state.reference, fit)
     program, seed = result.program, state.recipe.seed
     if state.recipe.recovery.level != "closed-form":
         return recover_heads(program, fit, reference, components=cut, progress=state.progress, seed=seed)
     check = state.bound.source.workload(program, "validation", limit=state.recipe.num_samples)
-    references = reference, LazyOutputs(state.reference, check, progress=state.progress)
+    references = reference, state.outputs_of(state.reference, check)
     found = recover_closed_form(
         program, state.reference, fit, check, references, components=cut, progress=state.progress, seed=seed
     )
@@ -83,7 +82,7 @@ def tuned(state: RunState, program: Program) -> Program:
     key = tuning_key(state, state.bound, program, workloads=[fit.fingerprint, check.fingerprint])
     store = FileStore(state.run.work(f"{TUNING_WORK}/{key}"))
     with state.stage("tuning"):
-        teacher = teacher_of(state.reference, fit, progress=state.progress)
+        teacher = teacher_of(state.reference, fit, progress=state.progress) if settings.distils else None
         found = tune(program, wanted, fit, check, teacher, settings, progress=state.progress, store=store)
     state.tuned = found
     best = found.history[found.best]
@@ -99,7 +98,7 @@ def lost_too_much(state: RunState) -> bool:
     if drop is None or bound is None or state.tuned is None or state.choice is None or state.headroom <= 0:
         return False
     check = bound.source.workload(bound.program, "validation", limit=state.recipe.num_samples)
-    scores = check.item_scores(dict(LazyOutputs(state.original, check, progress=state.progress)))
+    scores = check.item_scores(dict(state.outputs_of(state.original, check)))
     original = 100 * float(scores.mean())
     found = original - 100 * state.tuned.history[state.tuned.best].validation_score
     allowed = drop.resolve(original if drop.is_relative else 100.0)

@@ -20,7 +20,7 @@ from vlmopt.rundir import RunDirectory
 from vlmopt.tasks.binding import TaskWorkload
 from vlmopt.tuning.gradient import Tuned
 from vlmopt.verify.parity import Gate
-from vlmopt.workflow.opening import OpenedModel, OpenedTask
+from vlmopt.workflow.opening import LazyOutputs, OpenedModel, OpenedTask
 
 PARITY_BATCH = 4
 
@@ -53,6 +53,7 @@ class RunState:
     profile_folder: Path | None = None
     gates: list[Gate] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    known_outputs: dict[tuple[int, str], LazyOutputs] = field(default_factory=dict)
     _original: Program | None = None
     _reference: Program | None = None
     _optimized: Program | None = None
@@ -89,6 +90,11 @@ class RunState:
         """Shows a stage, and notes in the ledger how long it took."""
         with self.progress.stage(name), self.ledger.timed(name):
             yield
+
+    def outputs_of(self, program: Program, workload: TaskWorkload) -> LazyOutputs:
+        """What a program that does not change computes on the workload: run once, whoever asks."""
+        made = LazyOutputs(program, workload, progress=self.progress)  # holds the program, so that its id stays its own
+        return self.known_outputs.setdefault((id(program), workload.fingerprint), made)
 
     def sample_feeds(self, program: Program) -> dict[str, Feed]:
         """A few real samples for every component; random inputs of the right shapes where there is no task."""

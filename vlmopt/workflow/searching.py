@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from vlmopt.core.contract import Plan
 from vlmopt.core.errors import PlanError
 from vlmopt.core.program import Program
-from vlmopt.planning.choice import choose
+from vlmopt.core.progress import Progress
+from vlmopt.core.workload import Outputs
 from vlmopt.planning.cuts import Candidate, Choice, saved_by
 from vlmopt.planning.interacting import site_interactions
+from vlmopt.planning.measuring import MeasuredPlanner
 from vlmopt.planning.meter import CutMeter
 from vlmopt.profiling.document import Profile
+from vlmopt.tasks.binding import TaskWorkload
 from vlmopt.workflow.budgeting import Found, allowed_amounts, folded_components, needs_of, really_takes
 from vlmopt.workflow.cutting import by_component
-from vlmopt.workflow.opening import LazyOutputs, OpenedTask
+from vlmopt.workflow.opening import OpenedTask
 from vlmopt.workflow.remembering import MeasuredChoice, choice_key, keep_choice, kept_choice
 from vlmopt.workflow.run_state import RunState
 
 # Fitting and checking a cut while planning uses at most so many samples of each split; the final fit uses all.
 PLANNING_SAMPLES = 2048
+SCREENING_SAMPLES = 512  # of each split for a first look at every cut; only the best are measured on all of the above
 KEPT_OUT = 0.25  # of the items confirm the pick and take no part in the search
 MAX_TIGHTENED = 5
 _OVERSHOOT = 1.25  # a budget is tightened by somewhat more than it was missed by
@@ -40,51 +43,69 @@ def choose_measured(
     if measured is not None:
         state.progress.message(f"plan: taken up from an earlier run ({len(measured.choice.names)} sites)")
         return measured
-    reference = LazyOutputs(state.reference, fit, progress=state.progress)
     with state.progress.stage("plan"):
-        meter = CutMeter(
-            program, fit, check, reference, progress=state.progress, seed=state.recipe.seed, kept_out=KEPT_OUT
+        planner = measured_planner(
+            program,
+            bound,
+            candidates_of(plan, profile),
+            lambda fit: state.outputs_of(state.reference, fit),
+            limit=min(limits),
+            seed=state.recipe.seed,
+            progress=state.progress,
         )
-        choice, max_drop = _searched(state, program, candidates_of(plan, profile), meter, profile)
+        choice, max_drop = _searched(state, program, planner, profile)
     measured = MeasuredChoice(choice, fit.n_items + check.n_items, max_drop)
     keep_choice(state.run, key, measured)
     return measured
 
 
+def measured_planner(
+    program: Program,
+    bound: OpenedTask,
+    candidates: Sequence[Candidate],
+    reference: Callable[[TaskWorkload], Outputs],
+    *,
+    limit: int = PLANNING_SAMPLES,
+    seed: int,
+    progress: Progress,
+) -> MeasuredPlanner:
+    """A planner on the profile and validation splits, at most `limit` samples of each.
+
+    Args:
+        reference: the original's outputs on a workload, which heads without labels are fitted to.
+    """
+
+    def splits(limit: int) -> tuple[TaskWorkload, TaskWorkload]:
+        fit, check = (bound.source.workload(program, one, limit=limit) for one in ("profile", "validation"))
+        return fit, check
+
+    fit, check = splits(limit)
+    meter = CutMeter(program, fit, check, reference(fit), progress=progress, seed=seed, kept_out=KEPT_OUT)
+    screen = None
+    if fit.n_items > 2 * SCREENING_SAMPLES and meter.hidden:
+        few, few_check = splits(SCREENING_SAMPLES)
+        screen = CutMeter(program, few, few_check, reference(few), progress=progress, seed=seed, hidden=meter.hidden)
+    return MeasuredPlanner(candidates, meter, screen)
+
+
 def _searched(
-    state: RunState, program: Program, candidates: Sequence[Candidate], meter: CutMeter, profile: Profile
+    state: RunState, program: Program, planner: MeasuredPlanner, profile: Profile
 ) -> tuple[Choice, float | None]:
     """The choice, and the drop in points that it was allowed."""
-    drop = state.recipe.budgets.drop
-    points = meter.reference_points if drop is not None and drop.is_relative else 100.0
+    drop, candidates = state.recipe.budgets.drop, planner.candidates
+    points = planner.meter.reference_points if drop is not None and drop.is_relative else 100.0
     max_drop = None if drop is None else drop.resolve(points) + state.headroom
     folded = folded_components(state.recipe, program)
     needs = needs_of(state, program, profile, folded=folded)
     interactions = site_interactions(candidates, [(one.first, one.second, one.score) for one in profile.interactions])
-    branches = {candidate.name: candidate.branches for candidate in candidates}
-
-    def gone(cut: frozenset[str]) -> frozenset[str]:
-        return frozenset[str]().union(*(branches[name] for name in cut))
-
     notes: list[str] = []
     for _ in range(MAX_TIGHTENED + 1):
-        choice = choose(
-            candidates,
-            lambda cuts: meter.measure([gone(cut) for cut in cuts]),
-            max_drop=max_drop,
-            needs=needs,
-            interactions=interactions,
-            confirm=lambda cuts: meter.measure_all([gone(cut) for cut in cuts]),
-        )
-        chosen = gone(frozenset(choice.names))
+        choice = planner.choose(max_drop=max_drop, needs=needs, interactions=interactions)
+        chosen = planner.branches(frozenset(choice.names))
         found = really_takes(state, program, by_component(chosen), folded=folded) if needs else []
         missed = [one for one in found if not one.is_met_without_noise]
         if not missed:
-            kept_out = meter.measure_kept_out([chosen]) if chosen else []
-            if not math.isfinite(choice.measurement.cautious_drop):
-                notes.append("the items are all of one group, so the error of a drop is unknown")
-            choice = replace(choice, kept_out=next(iter(kept_out), None), notes=(*notes, *choice.notes))
-            return choice, max_drop
+            return replace(choice, notes=(*notes, *choice.notes)), max_drop
         notes.append(f"a plan that missed its budget was tightened: {'; '.join(one.text for one in missed)}")
         state.progress.message(f"plan: {notes[-1]}")
         needs = _tightened(needs, missed, candidates, choice, allowed_amounts(state, profile))

@@ -1,0 +1,285 @@
+"""Tasks under five budgets of MACs: what every choice of a cut, and every recovery behind it, loses on the test split.
+
+For each budget our planner names a cut, and so does every baseline; all go through the same steps of the pipeline: the
+cut, the recovery, the test split. The reference is the original with its head fitted in the same way. What is chosen
+(cut, epoch) is chosen on the profile and validation splits.
+
+Baselines: truncation from the end (`depth`), the attentions from the last one on and then the FFNs (`attention`),
+block influence (`cosine`), and random orders (`random`, a mean over seeds).
+
+Cells are kept as they are measured, so a run that was stopped goes on:
+`python -m tests.benchmarks.towers style` fills those of one task.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlmopt.core.contract import Context
+from vlmopt.core.ledger import Ledger
+from vlmopt.core.program import Program
+from vlmopt.core.progress import Silent
+from vlmopt.graph.branches import BranchKind, find_branches
+from vlmopt.graph.costing import program_cost
+from vlmopt.graph.replay import run_component
+from vlmopt.planning.cuts import Candidate, fits, without_overlaps
+from vlmopt.planning.interacting import site_interactions
+from vlmopt.profiling.document import Profile
+from vlmopt.profiling.estimator import no_checkpoint
+from vlmopt.profiling.selection import make_estimator
+from vlmopt.recipe.schema import Recipe
+from vlmopt.registry import make_pass
+from vlmopt.rundir import RunDirectory
+from vlmopt.verify.statistics import paired_difference
+from vlmopt.workflow.opening import LazyOutputs, OpenedModel, OpenedTask, open_model, open_task
+from vlmopt.workflow.optimizing import load_passes, set_up
+from vlmopt.workflow.profiling import checkpoint_in, measure_profile
+from vlmopt.workflow.run_state import RunState
+from vlmopt.workflow.searching import candidates_of, measured_planner
+from vlmopt.workflow.stepping import run_passes
+
+ROOT = Path(__file__).resolve().parents[2]
+BUDGETS = (0.30, 0.50, 0.65, 0.80, 0.88)  # of the program's MACs, to be saved at least
+LEVELS = {
+    "head": {"level": "head"},
+    "closed_form": {"level": "closed-form"},
+    "adapters": {"level": "adapters", "epochs": 3, "learning_rate": 1e-3, "head_factor": 0.1},
+    "weights": {"level": "weights", "epochs": 3, "learning_rate": 5e-5},
+}
+RANDOM_SEEDS = (0, 1)
+METHODS = ("ours", "depth", "attention", "cosine", *(f"random{seed}" for seed in RANDOM_SEEDS))
+PLAN = [
+    *((method, "head") for method in METHODS),
+    ("ours", "weights"),
+    ("depth", "weights"),
+    ("ours", "closed_form"),
+    ("ours", "adapters"),
+]
+REPORTED = ("drop_points", "low95", "high95", "macs_saved")
+N_PROFILED = 384  # as in the recipes of the examples
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A task with everything that its cells share; `test` is opened by a source of its own and scored only."""
+
+    opened: OpenedModel
+    bound: OpenedTask
+    test_source: OpenedTask
+    profile: Profile
+    original: Program
+    outputs: dict[tuple[int, str], LazyOutputs]
+
+
+def cells_of(task: str) -> list[dict[str, Any]]:
+    """All cells of a task: measured before, or now."""
+    path = cache() / "benchmarks" / f"{task}.json"
+    cells = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    wanted = [(method, level, budget) for method, level in PLAN for budget in BUDGETS]
+    missing = [key for key in wanted if key not in {(c["method"], c["level"], c["budget"]) for c in cells}]
+    if missing:
+        for cell in _measured(task, missing, {(c["method"], c["budget"]): c["cut"] for c in cells}):
+            cells.append(cell)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(cells, indent=1), encoding="utf-8")
+            print(task, {name: value for name, value in cell.items() if name != "cut"}, flush=True)
+    return cells
+
+
+def cache() -> Path:
+    return Path(os.environ.get("VLMOPT_CACHE", "~/.cache/vlmopt")).expanduser()
+
+
+def _measured(
+    task: str, missing: Sequence[tuple[str, str, float]], cuts: dict[tuple[str, float], list[str]]
+) -> Iterator[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        bench = _opened(task, Path(folder))
+        test = bench.test_source.source.open_test(bench.original)
+        whole = _scores(bench.original, test)
+        chooser = _Chooser(bench)
+        for method, level, budget in missing:
+            start = time.perf_counter()
+            cut = cuts.get((method, budget)) or chooser.cut(method, budget)
+            cuts[method, budget] = cut
+            planned = time.perf_counter()
+            state = _recovered(bench, Path(folder) / f"{method}-{level}-{budget}", cut, level)
+            found = paired_difference(whole, _scores(state.optimized, test), list(test.item_groups), seed=SEED)
+            yield {
+                "method": method,
+                "level": level,
+                "budget": budget,
+                "n_cut": len(cut),
+                "macs_saved": 1 - program_cost(state.optimized).macs / program_cost(bench.original).macs,
+                "drop_points": found.drop_points,
+                "low95": found.interval95[0],
+                "high95": found.interval95[1],
+                "original": 100 * float(whole.mean()),
+                "n_test": test.n_items,
+                "validation_points": None
+                if state.tuned is None
+                else 100 * state.tuned.history[state.tuned.best].validation_score,
+                "plan_s": round(planned - start, 1),
+                "recover_s": round(time.perf_counter() - planned, 1),
+                "cut": cut,
+            }
+
+
+def _opened(task: str, folder: Path) -> Bench:
+    home = cache() / "emoji"
+    opened = open_model(str(home / "model"), device="cpu", dtype="float32", allow_pickle=False, progress=Silent())
+    bound, apart = (open_task(opened, str(home / "tasks" / task), seed=SEED, progress=Silent()) for _ in range(2))
+    state = _state(Recipe(model=str(home / "model"), task=str(home / "tasks" / task)), folder / "set-up", opened, bound)
+    with state.run:
+        set_up(state)
+        workload = bound.source.workload(bound.program, "profile", limit=N_PROFILED)
+        profile = measure_profile(
+            state.original,
+            bound.task,
+            workload,
+            make_estimator("leave-one-out", "refit", with_layers=False, with_stability=False),
+            scoring="refit",
+            seed=SEED,
+            dtype="float32",
+            checkpoint=checkpoint_in(folder / "batches"),
+            progress=Silent(),
+        )
+    return Bench(opened, bound, apart, profile, state.original, {})
+
+
+def _state(recipe: Recipe, folder: Path, opened: OpenedModel, bound: OpenedTask) -> RunState:
+    return RunState(recipe, RunDirectory(folder, key=""), opened, bound, Ledger(), Silent())
+
+
+def _recovered(bench: Bench, folder: Path, cut: Sequence[str], level: str) -> RunState:
+    """The pipeline's own steps with these branches named: cut, heads fitted, and what the level does."""
+    steps: list[dict[str, Any]] = [{"skip-branches": {"branches": list(cut)}}]
+    if level == "adapters":
+        steps.append({"insert-skip-adapter": {"rank": 64, "per": "run"}})
+    recipe = Recipe.model_validate(
+        {
+            "model": bench.bound.program.source.path,
+            "task": str(bench.bound.task.path),
+            "passes": steps,
+            "recovery": LEVELS[level],
+        }
+    )
+    state = _state(recipe, folder, bench.opened, bench.bound)
+    state.fit = bench.bound.source.workload(bench.bound.program, "profile")
+    state.original = bench.original
+    state.known_outputs = bench.outputs
+    with state.run:
+        run_passes(state, load_passes(recipe))
+    return state
+
+
+def _scores(program: Program, test: Any) -> torch.Tensor:
+    outputs = {name: run_component(part, test.feeds[name]) for name, part in program.components.items()}
+    scores: torch.Tensor = test.item_scores(outputs)
+    return scores
+
+
+class _Chooser:
+    """Names what every method cuts under a budget."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        plan = make_pass("skip-branches", {}).plan(bench.original, Context())
+        self.candidates = candidates_of(plan, bench.profile)
+        self._total = program_cost(bench.original).macs
+        self._planner = measured_planner(
+            bench.original,
+            bench.bound,
+            self.candidates,
+            lambda fit: LazyOutputs(bench.original, fit, progress=Silent()),
+            seed=SEED,
+            progress=Silent(),
+        )
+
+    def cut(self, method: str, budget: float) -> list[str]:
+        needs = {"macs": budget * self._total}
+        if method == "ours":
+            pairs = [(one.first, one.second, one.score) for one in self._bench.profile.interactions]
+            chosen = self._planner.choose(needs=needs, interactions=site_interactions(self.candidates, pairs)).names
+        else:
+            ranked = self._ranked(method)
+            prefixes = (without_overlaps(ranked[:n]) for n in range(1, len(ranked) + 1))
+            chosen = tuple(c.name for c in next(cut for cut in prefixes if fits(cut, needs)))
+        return sorted(self._planner.branches(frozenset(chosen)))
+
+    def _ranked(self, method: str) -> list[Candidate]:
+        """All candidates, what goes first in front."""
+        deepest = sorted(self.candidates, key=lambda c: -c.position)
+        if method == "depth":
+            return deepest
+        if method == "attention":
+            return sorted(deepest, key=lambda c: c.name not in self._attentions())
+        if method == "cosine":
+            influence = self._influence()
+            return sorted(self.candidates, key=lambda c: influence[c.name])
+        order = list(self.candidates)
+        random.Random(int(method.removeprefix("random"))).shuffle(order)
+        return order
+
+    def _attentions(self) -> set[str]:
+        parts = self._bench.original.components.items()
+        found = ((name, branch) for name, part in parts for branch in find_branches(part.graph))
+        return {f"{name}/{branch.name}" for name, branch in found if branch.kind is BranchKind.ATTENTION}
+
+    def _influence(self) -> dict[str, float]:
+        bench = self._bench
+        workload = bench.bound.source.workload(bench.bound.program, "profile", limit=N_PROFILED)
+        estimator = make_estimator("block-influence", "raw", with_layers=False)
+        found = estimator.estimate(bench.original, workload, progress=Silent(), checkpoint=no_checkpoint, seed=SEED)
+        return {f"{one.unit.component}/{one.unit.name}": one.mean for one in found.scores}
+
+
+def figures(task: str) -> dict[str, float]:
+    """What was measured, by name, and the most MACs that every method saves at no more than a point of drop."""
+    cells, found = cells_of(task), dict[str, float]()
+    kinds = dict.fromkeys((kind_of(cell["method"]), cell["level"]) for cell in cells)
+    for kind, level in kinds:
+        saved = [0.0]
+        for budget in BUDGETS:
+            rows = [c for c in cells if (kind_of(c["method"]), c["level"], c["budget"]) == (kind, level, budget)]
+            if not rows:
+                continue
+            mean = {
+                k: statistics.mean(row[k] for row in rows) for k in ("drop_points", "low95", "high95", "macs_saved")
+            }
+            for name, value in mean.items():
+                found[f"{task}_{kind}_{level}_{100 * budget:.0f}_{name}"] = value
+            if mean["drop_points"] <= 1.0:
+                saved.append(mean["macs_saved"])
+        found[f"{task}_macs_saved_at_1pt_{kind}_{level}"] = max(saved)
+    ours = [found[f"{task}_macs_saved_at_1pt_ours_{level}"] for level in LEVELS if ("ours", level) in kinds]
+    found[f"{task}_macs_saved_at_1pt"] = max(ours)
+    found[f"{task}_original_points"], found[f"{task}_n_test"] = cells[0]["original"], float(cells[0]["n_test"])
+    return found
+
+
+def kind_of(method: str) -> str:
+    """The method's name without the number of its seed."""
+    return method.rstrip("0123456789")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tasks", nargs="+")
+    for wanted in parser.parse_args().tasks:
+        cells_of(wanted)
+    sys.exit(0)

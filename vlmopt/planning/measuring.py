@@ -1,0 +1,71 @@
+"""Chooses a cut by measuring it: a first look at few items for many cuts, all items for the best of them.
+
+Most cuts that a search proposes lose far too much, and few items show that. What is chosen in the end is measured on
+all items, and truncations always are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from vlmopt.planning.choice import choose
+from vlmopt.planning.cuts import Candidate, Choice, Measurement
+from vlmopt.planning.meter import CutMeter
+from vlmopt.planning.solving import Interaction
+
+
+class MeasuredPlanner:
+    """Plans under one budget after another; what was measured for one is not measured again for the next.
+
+    Args:
+        meter: measures on all items.
+        screen: measures on few of them, none of which `meter` keeps out; None where all are few.
+    """
+
+    def __init__(self, candidates: Sequence[Candidate], meter: CutMeter, screen: CutMeter | None) -> None:
+        self.candidates, self.meter, self._screen = tuple(candidates), meter, screen
+        self._branches = {candidate.name: candidate.branches for candidate in candidates}
+
+    def choose(
+        self,
+        *,
+        max_drop: float | None = None,
+        needs: Mapping[str, float] | None = None,
+        interactions: Sequence[Interaction] = (),
+    ) -> Choice:
+        """What `planning.choice.choose` picks, with its drop on the items that were kept out of the search.
+
+        Raises:
+            PlanError: no cut meets the budgets.
+        """
+        choice = choose(
+            self.candidates,
+            self._all if self._screen is None else self._few,
+            max_drop=max_drop,
+            needs=needs,
+            interactions=interactions,
+            confirm=lambda cuts: self.meter.measure_all([self.branches(cut) for cut in cuts]),
+            refine=None if self._screen is None else self._all,
+        )
+        notes = choice.notes
+        chosen = self.branches(frozenset(choice.names))
+        kept_out = self.meter.measure_kept_out([chosen]) if chosen else []
+        if not math.isfinite(choice.measurement.cautious_drop):
+            notes = ("the items are all of one group, so the error of a drop is unknown", *notes)
+        return replace(choice, kept_out=next(iter(kept_out), None), notes=notes)
+
+    def branches(self, cut: frozenset[str]) -> frozenset[str]:
+        """The branches, `component/branch`, that go with the candidates of these names."""
+        return frozenset[str]().union(*(self._branches[name] for name in cut))
+
+    def _all(self, cuts: Sequence[frozenset[str]]) -> list[Measurement]:
+        return self.meter.measure([self.branches(cut) for cut in cuts])
+
+    def _few(self, cuts: Sequence[frozenset[str]]) -> list[Measurement]:
+        """With the error that the same drop would have on all items: what is passed on is measured there anyway."""
+        assert self._screen is not None
+        shrink = math.sqrt(self._screen.n_measured / self.meter.n_measured)
+        found = self._screen.measure([self.branches(cut) for cut in cuts])
+        return [Measurement(one.drop_points, one.standard_error * shrink) for one in found]
