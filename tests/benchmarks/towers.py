@@ -8,7 +8,7 @@ Baselines: truncation from the end (`depth`), the attentions from the last one o
 block influence (`cosine`), and random orders (`random`, a mean over seeds).
 
 Cells are kept as they are measured, so a run that was stopped goes on:
-`python -m tests.benchmarks.towers style` fills those of one task.
+`python -m tests.benchmarks.towers style` fills those of one task, `... style ours:weights` some of them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from vlmopt.graph.costing import program_cost
 from vlmopt.graph.replay import run_component
 from vlmopt.planning.cuts import Candidate, fits, without_overlaps
 from vlmopt.planning.interacting import site_interactions
-from vlmopt.profiling.document import Profile
+from vlmopt.profiling.document import Profile, profile_as_dict, read_profile
 from vlmopt.profiling.estimator import no_checkpoint
 from vlmopt.profiling.selection import make_estimator
 from vlmopt.recipe.schema import Recipe
@@ -85,11 +85,11 @@ class Bench:
     outputs: dict[tuple[int, str], LazyOutputs]
 
 
-def cells_of(task: str) -> list[dict[str, Any]]:
-    """All cells of a task: measured before, or now."""
+def cells_of(task: str, plan: Sequence[tuple[str, str]] = PLAN) -> list[dict[str, Any]]:
+    """The cells of a task that the plan of methods and levels names: measured before, or now."""
     path = cache() / "benchmarks" / f"{task}.json"
     cells = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    wanted = [(method, level, budget) for method, level in PLAN for budget in BUDGETS]
+    wanted = [(method, level, budget) for method, level in plan for budget in BUDGETS]
     missing = [key for key in wanted if key not in {(c["method"], c["level"], c["budget"]) for c in cells}]
     if missing:
         for cell in _measured(task, missing, {(c["method"], c["budget"]): c["cut"] for c in cells}):
@@ -146,19 +146,30 @@ def _opened(task: str, folder: Path) -> Bench:
     state = _state(Recipe(model=str(home / "model"), task=str(home / "tasks" / task)), folder / "set-up", opened, bound)
     with state.run:
         set_up(state)
-        workload = bound.source.workload(bound.program, "profile", limit=N_PROFILED)
-        profile = measure_profile(
-            state.original,
-            bound.task,
-            workload,
-            make_estimator("leave-one-out", "refit", with_layers=False, with_stability=False),
-            scoring="refit",
-            seed=SEED,
-            dtype="float32",
-            checkpoint=checkpoint_in(folder / "batches"),
-            progress=Silent(),
-        )
+        profile = _profile(state, cache() / "benchmarks" / f"{task}.profile.json", folder)
     return Bench(opened, bound, apart, profile, state.original, {})
+
+
+def _profile(state: RunState, file: Path, folder: Path) -> Profile:
+    """The profile of an earlier run on the same items, or one that is measured now."""
+    assert state.bound is not None
+    workload = state.bound.source.workload(state.bound.program, "profile", limit=N_PROFILED)
+    if file.is_file() and (known := read_profile(file)).task.fingerprint == workload.fingerprint:
+        return known
+    profile = measure_profile(
+        state.original,
+        state.bound.task,
+        workload,
+        make_estimator("leave-one-out", "refit", with_layers=False, with_stability=False),
+        scoring="refit",
+        seed=SEED,
+        dtype="float32",
+        checkpoint=checkpoint_in(folder / "batches"),
+        progress=Silent(),
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(profile_as_dict(profile)), encoding="utf-8")
+    return profile
 
 
 def _state(recipe: Recipe, folder: Path, opened: OpenedModel, bound: OpenedTask) -> RunState:
@@ -279,7 +290,9 @@ def kind_of(method: str) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tasks", nargs="+")
-    for wanted in parser.parse_args().tasks:
-        cells_of(wanted)
+    parser.add_argument("task")
+    parser.add_argument("cells", nargs="*", metavar="METHOD:LEVEL", help="all by default")
+    arguments = parser.parse_args()
+    pairs = [tuple(cell.split(":")) for cell in arguments.cells]
+    cells_of(arguments.task, [(method, level) for method, level in pairs] or PLAN)
     sys.exit(0)

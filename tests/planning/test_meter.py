@@ -146,3 +146,15 @@ def test_what_is_kept_of_the_uncut_run_changes_no_measurement(
     held = sum(value.nbytes for values in kept for value in values.values())
     assert held <= room
     assert bool(held) == (room > 3000)
+
+
+def test_what_earlier_passes_lost_counts_too(program: Program) -> None:
+    before, now = "model/layers.0.ffn", "model/layers.2.ffn"
+    made = CutMeter(really_cut(program, {before}), FIT, CHECK, {}, progress=Silent(), original=program)
+    wanted = meter_of(program).measure([frozenset({before}), frozenset({before, now})])
+    found = made.measure([frozenset[str](), frozenset({now})])
+    for one, other in zip(found, wanted, strict=True):
+        assert one.drop_points == pytest.approx(other.drop_points, abs=1e-9)
+        assert one.standard_error == pytest.approx(other.standard_error, abs=1e-9)
+    assert wanted[0].standard_error > 0
+    assert made.reference_points == meter_of(program).reference_points

@@ -116,7 +116,11 @@ def test_a_plan_that_missed_is_asked_for_what_it_saved_and_what_it_lacked() -> N
 def test_a_cut_is_certain_where_resamples_keep_it_among_those_cut() -> None:
     names = ("layers.0.attention", "layers.0.ffn", "layers.1.ffn", "layers.2.ffn")
     rows = [{"component": "encoder", "name": name, "kept": i == 3} for i, name in enumerate(names)]
-    ranks = {"encoder/layers.0.attention": (0.0, 2.0), "encoder/layers.0.ffn": (1.0, 3.0)}
+    ranks = {
+        "encoder/layers.0.attention": (0.0, 2.0),
+        "encoder/layers.0.ffn": (1.0, 3.0),
+        "encoder/layers.1.ffn": (0, 3),
+    }
     made = profile("style", seed=0, stability=ProfileStability(n_resamples=9, ranks=ranks, agreement={}))
-    assert [row["certainty"] for row in with_certainty(rows, made)] == ["certain", "uncertain", None, None]
+    assert [row["certainty"] for row in with_certainty(rows, made)] == ["certain", "uncertain", "uncertain", None]
     assert [row["certainty"] for row in with_certainty(rows, None)] == [None] * 4

@@ -334,3 +334,12 @@ def _counted(name: str, taken: dict[str, int]) -> str:
         free = f"{name}.{taken[name]}"
     taken[free] = 1
     return free
+
+
+def by_component(names: Iterable[str]) -> dict[str, frozenset[str]]:
+    """Names `component/branch` as names of branches by component."""
+    found: dict[str, set[str]] = {}
+    for name in names:
+        component, _, branch = name.partition("/")
+        found.setdefault(component, set()).add(branch)
+    return {component: frozenset(branches) for component, branches in found.items()}

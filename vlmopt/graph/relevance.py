@@ -8,6 +8,7 @@ from torch import Tensor, fx
 from vlmopt.core.program import Component
 from vlmopt.core.workload import Feed
 from vlmopt.graph.branches import find_branches
+from vlmopt.graph.replay import inputs_of
 
 
 def token_relevance(component: Component, target: fx.Node, feed: Feed, *, seed: int = 0) -> list[Tensor]:
@@ -18,7 +19,7 @@ def token_relevance(component: Component, target: fx.Node, feed: Feed, *, seed: 
     """
     exits = [branch.exit for branch in find_branches(component.graph)]
     watching = _Gradients(component.graph, set(exits), target)
-    value = watching.run(*(feed[spec.name] for spec in component.inputs))
+    value = watching.run(*inputs_of(component, feed))
     direction = torch.randn(value.shape, generator=torch.Generator().manual_seed(seed)).to(value)
     gradients = torch.autograd.grad(
         (value * direction).sum(), [watching.kept[node] for node in exits], allow_unused=True

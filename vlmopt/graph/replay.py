@@ -7,6 +7,7 @@ nodes that a skip changes are computed, on average half of them, and one batch i
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -66,7 +67,7 @@ class Replay:
         return [frozenset(n for n in self._kept if self._order[n] <= place < last[n]) for place in exits]
 
     def variants(self, feed: Feed, subsets: Iterable[Skips], prefix: Prefix | None = None) -> list[Tensor]:
-        """The target's value for every subset of skipped branches, in order, on one batch; the empty set skips none.
+        """The target's value on the CPU for every subset of skipped branches, in order, on one batch.
 
         Args:
             prefix: keeps values of the run without skips on this very batch, for calls to come.
@@ -78,7 +79,7 @@ class Replay:
             if prefix is not None and not shared:
                 prefix.keep(cache)
             sums = [self._sums(skips) for skips in wanted]
-            return [base if own == shared else self._variant(feed, cache, shared, own) for own in sums]
+            return [(base if own == shared else self._variant(feed, cache, shared, own)).cpu() for own in sums]
 
     def computed(self, subsets: Iterable[Skips]) -> list[fx.Node]:
         """The nodes that `variants` computes for these subsets, each as often as it does: what a batch costs."""
@@ -95,7 +96,7 @@ class Replay:
         """The target's value under one set of skips, without caching anything."""
         sums = self._sums(skips)
         with torch.no_grad():
-            return self._run(self._needed(sums, set()), feed, sums, {}, keep=None)
+            return self._run(self._needed(sums, set()), feed, sums, {}, keep=None).cpu()
 
     def _base(self, feed: Feed, sums: Sums, known: Mapping[fx.Node, object]) -> tuple[Tensor, dict[fx.Node, object]]:
         """The run that all variants share, and the values of it that they may start from."""
@@ -185,7 +186,7 @@ class Replay:
 def run_node(module: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, object], feed: Feed) -> object:
     """The value of one node from the values of its operands."""
     if node.op == "placeholder":
-        return feed[str(node.target)]
+        return feed[str(node.target)].to(device_of(module))
     if node.op == "get_attr":
         return get_at(module, str(node.target))
     args: Any = fx.node.map_arg(node.args, lambda n: values[n])  # type: ignore[arg-type, return-value]
@@ -195,9 +196,21 @@ def run_node(module: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, obj
 
 
 def run_component(component: Component, feeds: Iterable[Feed], target: fx.Node | None = None) -> Tensor:
-    """The first output (or the value of `target`) over all batches, concatenated, [n, ...]."""
+    """The first output (or the value of `target`) over all batches, concatenated on the CPU, [n, ...]."""
     if target is None:
         with torch.no_grad():
-            return torch.cat([component.graph(*(feed[s.name] for s in component.inputs))[0] for feed in feeds])
+            return torch.cat([component.graph(*inputs_of(component, feed))[0].cpu() for feed in feeds])
     replay = Replay(component, [], target)
     return torch.cat([replay.variants(feed, [frozenset()])[0] for feed in feeds])
+
+
+def inputs_of(component: Component, feed: Feed) -> list[Tensor]:
+    """The component's inputs in order, where its weights lie: feeds are made on the CPU."""
+    device = device_of(component.graph)
+    return [feed[spec.name].to(device) for spec in component.inputs]
+
+
+def device_of(module: torch.nn.Module) -> torch.device:
+    """Where the weights lie; the CPU where there are none."""
+    weights = itertools.chain(module.parameters(), module.buffers())
+    return next((weight.device for weight in weights), torch.device("cpu"))

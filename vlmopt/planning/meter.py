@@ -17,7 +17,7 @@ from torch import Tensor
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Progress
 from vlmopt.core.workload import Outputs, Workload, parts_of
-from vlmopt.graph.branches import find_branches
+from vlmopt.graph.branches import by_component, find_branches
 from vlmopt.graph.clusters import clustered
 from vlmopt.graph.head import head_features
 from vlmopt.graph.prefixes import Prefixes
@@ -43,7 +43,8 @@ class CutMeter:
     Branches are named `component/branch`. `reference_fit` are the original program's outputs on `fit`. A share of the
     groups of items, `kept_out`, is hidden from `measure`: picking the best of many noisy cuts overstates it by one to
     one and a half standard errors, and only items that took no part in the picking can tell. `hidden` names those
-    groups instead, where another meter has drawn them.
+    groups instead, where another meter has drawn them. `original` is what drops are counted from, where earlier passes
+    have cut the program already.
     """
 
     def __init__(
@@ -57,12 +58,18 @@ class CutMeter:
         seed: int = 0,
         kept_out: float = 0.0,
         hidden: frozenset[str] | None = None,
+        original: Program | None = None,
     ) -> None:
         self.program, self.fit, self.check = program, fit, check
         self.reference_fit, self.progress, self.seed = reference_fit, progress, seed
         self._replays = {name: _replay(program, name) for name in fit.feeds}
         self._prefixes = self._room(PREFIX_BYTES)
         self._baseline: dict[str, Unseen] | None = None
+        self._original = (
+            None
+            if original is None
+            else CutMeter(original, fit, check, reference_fit, progress=progress, seed=seed, hidden=frozenset())
+        )
         self._drops: dict[frozenset[str], Tensor] = {}
         self._groups = [*self.fit.item_groups, *self.check.item_groups]
         self._parts = [*parts_of(self.fit), *parts_of(self.check)]
@@ -98,11 +105,16 @@ class CutMeter:
 
     @property
     def reference_points(self) -> float:
-        """The uncut program's metric on all items, in points."""
+        """The metric of what drops are counted from, on all items, in points."""
+        return 100.0 * float(self._reference_items().mean())
+
+    def _reference_items(self) -> Tensor:
+        """The items of what drops are counted from."""
+        if self._original is not None:
+            return self._original._reference_items()
         if self._baseline is None:
-            self.measure([frozenset()])
-        assert self._baseline is not None
-        return 100.0 * float(self._items(self._baseline).mean())
+            self._baseline = self._unseen([{}])[0]
+        return self._items(self._baseline)
 
     def _measured(self, cuts: Sequence[frozenset[str]], chosen: Tensor) -> list[Measurement]:
         new = list(dict.fromkeys(cut for cut in cuts if cut not in self._drops))
@@ -121,13 +133,13 @@ class CutMeter:
 
     def _item_drops(self, cuts: Sequence[frozenset[str]]) -> list[Tensor]:
         """What every item loses under every cut, in points."""
-        plans = [_by_component(cut) for cut in cuts]
+        plans = [by_component(cut) for cut in cuts]
         if self._baseline is None:
             plans = [{}, *plans]
         unseen = self._unseen(plans)
         if self._baseline is None:
             self._baseline, unseen = unseen[0], unseen[1:]
-        whole = self._items(self._baseline)
+        whole = self._reference_items()
         return [100.0 * (whole - self._items(found)) for found in unseen]
 
     def _items(self, unseen: Mapping[str, Unseen]) -> Tensor:
@@ -177,15 +189,6 @@ def _hidden_groups(groups: Sequence[str], share: float, *, seed: int) -> frozens
     if share <= 0 or len(distinct) < MIN_GROUPS_TO_KEEP_OUT:
         return frozenset()
     return frozenset(random.Random(seed).sample(distinct, round(share * len(distinct))))
-
-
-def _by_component(cut: frozenset[str]) -> dict[str, frozenset[str]]:
-    """Branch names `component/branch` by component."""
-    names: dict[str, set[str]] = {}
-    for name in cut:
-        component, _, branch = name.partition("/")
-        names.setdefault(component, set()).add(branch)
-    return {component: frozenset(branches) for component, branches in names.items()}
 
 
 def _replay(program: Program, name: str) -> Replay:

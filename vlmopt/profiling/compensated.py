@@ -26,13 +26,13 @@ from torch import Tensor
 from vlmopt.core.program import Component, Program
 from vlmopt.core.progress import Progress
 from vlmopt.core.workload import Workload
+from vlmopt.graph.branches import by_component
 from vlmopt.graph.clusters import clustered
 from vlmopt.graph.head import head_features, head_module
 from vlmopt.profiling.estimator import (
     Checkpoint,
     Estimate,
     Score,
-    by_component,
     no_checkpoint,
     program_units,
 )

@@ -133,15 +133,6 @@ def program_units(program: Program, workload: Workload, *, with_layers: bool) ->
     return units
 
 
-def by_component(sites: Iterable[str]) -> dict[str, frozenset[str]]:
-    """Sites `component/branch` as names of branches by component."""
-    names: dict[str, set[str]] = {}
-    for site in sites:
-        component, _, branch = site.partition("/")
-        names.setdefault(component, set()).add(branch)
-    return {component: frozenset(branches) for component, branches in names.items()}
-
-
 def refuse_not_finite(values: Tensor, *, place: str, skipped: Iterable[str]) -> None:
     """Makes sure that a measured tensor holds numbers.
 

@@ -29,7 +29,7 @@ from vlmopt.core.workload import Workload
 from vlmopt.graph.branches import Branch, find_branches
 from vlmopt.graph.clusters import clustered
 from vlmopt.graph.modules import clone_graph, output_values
-from vlmopt.graph.replay import run_component
+from vlmopt.graph.replay import inputs_of, run_component
 from vlmopt.profiling.estimator import Checkpoint, Estimate, Score, refuse_not_finite, units_of
 from vlmopt.profiling.part import WorkloadPart, empty_outputs, items_that_read, rows_of
 from vlmopt.profiling.passes import BACKWARD_PASSES, PassCounter
@@ -112,7 +112,7 @@ def gate_gradients(
         rows = torch.arange(start, start + rows_of(feed))
         start += len(rows)
         part = WorkloadPart(workload, {name: rows}, torch.arange(workload.n_items), base)
-        values = [feed[spec.name] for spec in component.inputs]
+        values = inputs_of(component, feed)
         compute = partial(_batch_gradients, gated, name, values, part, len(branches))
         found = checkpoint(f"{name}-{i:05d}", compute)["gradients"]
         for branch, column in zip(branches, found.T, strict=True):
@@ -129,10 +129,10 @@ def _batch_gradients(
     if n_branches == 0:
         return {"gradients": torch.zeros(n_rows, 0, dtype=torch.float64)}
     with torch.enable_grad():
-        losses = part.losses({name: gated(*values, gates)[0]})
+        losses = part.losses({name: gated(*values, gates)[0].cpu()})
         refuse_not_finite(losses, place=f"loss of {name}", skipped=())
         (gradient,) = torch.autograd.grad(losses.sum(), gates, materialize_grads=True)
-    return {"gradients": gradient.T.double().contiguous()}
+    return {"gradients": gradient.T.double().cpu().contiguous()}
 
 
 def with_gates(component: Component) -> fx.GraphModule:

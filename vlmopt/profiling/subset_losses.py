@@ -11,12 +11,12 @@ from vlmopt.core.errors import ProfileError
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Progress
 from vlmopt.core.workload import Workload
-from vlmopt.graph.branches import find_branches
+from vlmopt.graph.branches import by_component, find_branches
 from vlmopt.graph.head import head_features
 from vlmopt.graph.modules import output_values
 from vlmopt.graph.refit import fit_head, prior_weight
 from vlmopt.graph.replay import Replay, run_component
-from vlmopt.profiling.estimator import by_component, refuse_not_finite
+from vlmopt.profiling.estimator import refuse_not_finite
 from vlmopt.profiling.part import WorkloadPart, batch_part, empty_outputs, looks_outside
 from vlmopt.profiling.passes import PassCounter
 

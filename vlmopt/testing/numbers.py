@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vlmopt.core.contract import Promise
 from vlmopt.core.program import Program
+from vlmopt.graph.replay import inputs_of
 from vlmopt.graph.similarity import similarity_logits
 from vlmopt.testing.inputs import Feeds
 from vlmopt.verify.parity import check_step, difference
@@ -35,7 +36,7 @@ def outputs_of(program: Program, feeds: Feeds) -> dict[str, Tensor]:
     with torch.no_grad():
         for name, component in program.components.items():
             feed = program.fixed_inputs.get(name) or feeds[name]
-            values = component.graph(*(feed[spec.name] for spec in component.inputs))
+            values = component.graph(*inputs_of(component, feed))
             for spec, value in zip(component.outputs, values, strict=True):
                 found[f"{name}/{spec.name}"] = value
     return found

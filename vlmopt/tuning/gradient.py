@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from vlmopt.core.errors import TuningError
-from vlmopt.core.program import Program
+from vlmopt.core.program import Component, Program
 from vlmopt.core.progress import Progress
 from vlmopt.core.workload import Feed, TrainableWorkload, Workload
 from vlmopt.graph.head import head_features
-from vlmopt.graph.replay import run_component
+from vlmopt.graph.replay import device_of, inputs_of, run_component
 from vlmopt.tuning.objective import Teacher, objective
 from vlmopt.tuning.settings import TuningSettings
 from vlmopt.tuning.trainable import Wanted, frozen, trainable_copy
@@ -94,7 +94,7 @@ def teacher_of(program: Program, workload: Workload, *, progress: Progress) -> T
         rows = []
         for feed in progress.track(feeds, f"running the original {name}", total=len(feeds)):
             with torch.no_grad():
-                rows.append(_forward(component.graph, [spec.name for spec in component.inputs], feed, watch.name))
+                rows.append([value.cpu() for value in _forward(component, feed, watch.name)])
         outputs[name] = torch.cat([row[0] for row in rows])
         features[name] = torch.cat([row[1] for row in rows])
     return Teacher(outputs, features, are_logits=bool(program.labels) and program.similarity is None)
@@ -225,14 +225,13 @@ class _Training:
         for name, feeds in part.feeds.items():
             component = self.program.components[name]
             watch = head_features(component, self.program.heads.get(name)).name
-            inputs = [spec.name for spec in component.inputs]
             made = []
             for feed in feeds:
-                device = next(iter(feed.values())).device.type
-                with torch.autocast(device, torch.bfloat16, enabled=is_half):
-                    made.append(_forward(component.graph, inputs, feed, watch))
-            outputs[name] = torch.cat([one[0] for one in made]).float()
-            features[name] = torch.cat([one[1] for one in made]).float()
+                with torch.autocast(device_of(component.graph).type, torch.bfloat16, enabled=is_half):
+                    made.append(_forward(component, feed, watch))
+            # On the CPU, where labels and references are; gradients find their way back.
+            outputs[name] = torch.cat([one[0] for one in made]).float().cpu()
+            features[name] = torch.cat([one[1] for one in made]).float().cpu()
         return outputs, features
 
     def _look(self, number: int, loss: float | None, seconds: float) -> None:
@@ -282,10 +281,10 @@ def _schedule(step: int, n_steps: int, warm_up: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (step - first) / max(1, n_steps - first)))
 
 
-def _forward(graph: nn.Module, inputs: Sequence[str], feed: Feed, watch: str) -> tuple[Tensor, Tensor]:
+def _forward(component: Component, feed: Feed, watch: str) -> tuple[Tensor, Tensor]:
     """First output and the value of the node `watch` from one run of the graph, with gradients where they are on."""
-    seen = _Watching(graph, watch)
-    output = seen.run(*(feed[name] for name in inputs))[0]
+    seen = _Watching(component.graph, watch)
+    output = seen.run(*inputs_of(component, feed))[0]
     return output, seen.value
 
 

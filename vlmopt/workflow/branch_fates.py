@@ -9,6 +9,7 @@ from vlmopt.core.contract import Promise, Site
 from vlmopt.core.program import Program
 from vlmopt.graph.branches import find_branches
 from vlmopt.profiling.document import Profile
+from vlmopt.profiling.stability import cut_certainty
 from vlmopt.rewrite.pipeline import StepResult
 from vlmopt.workflow.inspecting import branch_rows
 from vlmopt.workflow.run_state import RunState
@@ -45,15 +46,13 @@ def branch_section(state: RunState, steps: Sequence[StepResult]) -> list[dict[st
 
 
 def with_certainty(rows: Sequence[dict[str, Any]], profile: Profile | None) -> list[dict[str, Any]]:
-    """The rows, every cut marked certain where 95 % of the bootstrap resamples rank it below the number of cuts."""
-    ranks = profile.stability.ranks if profile is not None and profile.stability is not None else {}
-    n_cut = sum(not row["kept"] for row in rows)
-    marked = []
-    for row in rows:
-        interval = None if row["kept"] else ranks.get(f"{row['component']}/{row['name']}")
-        certainty = None if interval is None else "certain" if interval[1] < n_cut else "uncertain"
-        marked.append({**row, "certainty": certainty})
-    return marked
+    """The rows, every cut with its certainty where the profile measured stability."""
+    if profile is None or profile.stability is None:
+        return [{**row, "certainty": None} for row in rows]
+    names = [f"{row['component']}/{row['name']}" for row in rows]
+    cut = [name for name, row in zip(names, rows, strict=True) if not row["kept"] and name in profile.stability.ranks]
+    certainty = cut_certainty(profile, cut)
+    return [{**row, "certainty": certainty.get(name)} for name, row in zip(names, rows, strict=True)]
 
 
 def _branch_names(program: Program, component: str) -> frozenset[str]:

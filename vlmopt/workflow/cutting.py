@@ -22,12 +22,3 @@ def cut_program(program: Program, branches: Mapping[str, Collection[str]]) -> Pr
                     skip_branch(graph, branch)
             drop_dead_nodes(graph)
     return clone
-
-
-def by_component(names: Collection[str]) -> dict[str, list[str]]:
-    """Branch names `component/branch` by component."""
-    found: dict[str, list[str]] = {}
-    for name in names:
-        component, _, branch = name.partition("/")
-        found.setdefault(component, []).append(branch)
-    return found

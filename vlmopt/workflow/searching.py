@@ -10,6 +10,7 @@ from vlmopt.core.errors import PlanError
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Progress
 from vlmopt.core.workload import Outputs
+from vlmopt.graph.branches import by_component
 from vlmopt.planning.cuts import Candidate, Choice, saved_by
 from vlmopt.planning.interacting import site_interactions
 from vlmopt.planning.measuring import MeasuredPlanner
@@ -17,7 +18,6 @@ from vlmopt.planning.meter import CutMeter
 from vlmopt.profiling.document import Profile
 from vlmopt.tasks.binding import TaskWorkload
 from vlmopt.workflow.budgeting import Found, allowed_amounts, folded_components, needs_of, really_takes
-from vlmopt.workflow.cutting import by_component
 from vlmopt.workflow.opening import OpenedTask
 from vlmopt.workflow.remembering import MeasuredChoice, choice_key, keep_choice, kept_choice
 from vlmopt.workflow.run_state import RunState
@@ -49,6 +49,7 @@ def choose_measured(
             bound,
             candidates_of(plan, profile),
             lambda fit: state.outputs_of(state.reference, fit),
+            original=_cut_before(state, program),
             limit=min(limits),
             seed=state.recipe.seed,
             progress=state.progress,
@@ -59,12 +60,22 @@ def choose_measured(
     return measured
 
 
+def _cut_before(state: RunState, program: Program) -> Program | None:
+    """The original, where an earlier pass of the recipe has cut the program: the bound is on what is lost in all.
+
+    None where it was not, or where the program has other components by now and its items cannot be compared.
+    """
+    is_same_shape = state.reference.components.keys() == program.components.keys()
+    return state.reference if state.reference is not program and is_same_shape else None
+
+
 def measured_planner(
     program: Program,
     bound: OpenedTask,
     candidates: Sequence[Candidate],
     reference: Callable[[TaskWorkload], Outputs],
     *,
+    original: Program | None = None,
     limit: int = PLANNING_SAMPLES,
     seed: int,
     progress: Progress,
@@ -73,6 +84,7 @@ def measured_planner(
 
     Args:
         reference: the original's outputs on a workload, which heads without labels are fitted to.
+        original: what drops are counted from, where the program was cut before.
     """
 
     def splits(limit: int) -> tuple[TaskWorkload, TaskWorkload]:
@@ -80,11 +92,23 @@ def measured_planner(
         return fit, check
 
     fit, check = splits(limit)
-    meter = CutMeter(program, fit, check, reference(fit), progress=progress, seed=seed, kept_out=KEPT_OUT)
-    screen = None
+
+    def made(fit: TaskWorkload, check: TaskWorkload, hidden: frozenset[str] | None) -> CutMeter:
+        return CutMeter(
+            program,
+            fit,
+            check,
+            reference(fit),
+            progress=progress,
+            seed=seed,
+            kept_out=KEPT_OUT,
+            hidden=hidden,
+            original=original,
+        )
+
+    meter, screen = made(fit, check, None), None
     if fit.n_items > 2 * SCREENING_SAMPLES and meter.hidden:
-        few, few_check = splits(SCREENING_SAMPLES)
-        screen = CutMeter(program, few, few_check, reference(few), progress=progress, seed=seed, hidden=meter.hidden)
+        screen = made(*splits(SCREENING_SAMPLES), meter.hidden)
     return MeasuredPlanner(candidates, meter, screen)
 
 

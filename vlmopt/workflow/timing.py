@@ -34,7 +34,7 @@ def time_components(state: RunState, files: Files, originals: Files, *, original
     threads: list[int] = []
     quietest = {"original": 0.0, "optimized": 0.0}
     for name in originals:
-        one = {key: value[:1].numpy() for key, value in feeds[name].items()}
+        one = {key: value[:1].cpu().numpy() for key, value in feeds[name].items()}
         paths = {"original": original_folder / originals[name]["onnx"]}
         if name in files and "onnx" in files[name]:
             paths["optimized"] = state.run.path(files[name]["onnx"])

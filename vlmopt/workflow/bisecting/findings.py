@@ -15,7 +15,7 @@ from vlmopt.core.program import Component, Program
 from vlmopt.core.progress import Silent
 from vlmopt.core.workload import Feed
 from vlmopt.emit import DEFAULT_OPSET, SUFFIXES, emit_program
-from vlmopt.graph.replay import run_component
+from vlmopt.graph.replay import inputs_of, run_component
 from vlmopt.verify.bisection import Answer
 from vlmopt.verify.parity import check_file, check_step, two_shapes
 
@@ -82,7 +82,7 @@ def not_finite(program: Program, feeds: Mapping[str, Feed]) -> Finding | None:
     for name, component in program.components.items():
         feed = program.fixed_inputs.get(name) or feeds[name]
         with torch.no_grad():
-            values = component.graph(*(feed[spec.name] for spec in component.inputs))
+            values = component.graph(*inputs_of(component, feed))
         for spec, value in zip(component.outputs, values, strict=True):
             n = int((~torch.isfinite(value)).sum())
             if n:
