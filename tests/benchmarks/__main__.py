@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.benchmarks import contract, frame, pcetl, readme
+from tests.benchmarks import contract, frame, pcetl, picture, readme
 
 RESULTS = Path(__file__).parent / "results"
 BENCHMARKS = {"frame": frame.parts, "contract": contract.parts, "pcetl": pcetl.parts}
@@ -31,10 +31,22 @@ def main() -> int:
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         (RESULTS / f"{name}.md").write_text(as_table(result), encoding="utf-8")
         print(as_table(result))
+        if name == "pcetl":
+            draw_pictures(result)
         if name == "frame":
             text = readme.README.read_text(encoding="utf-8")
             readme.README.write_text(readme.with_table(text, readme.before_after(result)), encoding="utf-8")
     return 0
+
+
+def draw_pictures(result: Mapping[str, object]) -> None:
+    """One picture a task of what is lost against what is saved."""
+    figures = result["figures"]
+    assert isinstance(figures, dict)
+    for task in (*pcetl.TOWER_TASKS, pcetl.TASK):
+        curves = picture.curves_of(figures, task)
+        if curves:
+            (RESULTS / f"pcetl-{task}.svg").write_text(picture.draw(curves, title=task), encoding="utf-8")
 
 
 def measure(name: str, *, only: str | None = None) -> dict[str, object]:

@@ -18,10 +18,11 @@ import json
 import os
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ from vlmopt.core.contract import Context
 from vlmopt.core.ledger import Ledger
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Silent
-from vlmopt.graph.branches import BranchKind, find_branches
+from vlmopt.emit import emit_program
+from vlmopt.graph.branches import BranchKind, by_component, find_branches
 from vlmopt.graph.costing import program_cost
 from vlmopt.graph.replay import run_component
 from vlmopt.planning.cuts import Candidate, fits, without_overlaps
@@ -44,12 +46,14 @@ from vlmopt.recipe.schema import Recipe
 from vlmopt.registry import make_pass
 from vlmopt.rundir import RunDirectory
 from vlmopt.verify.statistics import paired_difference
+from vlmopt.workflow.cutting import cut_program
 from vlmopt.workflow.opening import LazyOutputs, OpenedModel, OpenedTask, open_model, open_task
 from vlmopt.workflow.optimizing import load_passes, set_up
 from vlmopt.workflow.profiling import checkpoint_in, measure_profile
-from vlmopt.workflow.run_state import RunState
+from vlmopt.workflow.run_state import RunState, sample_feeds
 from vlmopt.workflow.searching import candidates_of, measured_planner
 from vlmopt.workflow.stepping import run_passes
+from vlmopt.workflow.timing import time_sessions
 
 ROOT = Path(__file__).resolve().parents[2]
 BUDGETS = (0.30, 0.50, 0.65, 0.80, 0.88)  # of the program's MACs, to be saved at least
@@ -60,6 +64,7 @@ LEVELS = {
     "weights": {"level": "weights", "epochs": 3, "learning_rate": 5e-5},
 }
 RANDOM_SEEDS = (0, 1)
+EMBEDDED_TASKS = ("colour", "shape", "count", "relation")
 METHODS = ("ours", "depth", "attention", "cosine", *(f"random{seed}" for seed in RANDOM_SEEDS))
 PLAN = [
     *((method, "head") for method in METHODS),
@@ -69,6 +74,7 @@ PLAN = [
     ("ours", "adapters"),
 ]
 REPORTED = ("drop_points", "low95", "high95", "macs_saved")
+LATENCY_PLAN = (("ours", "head"), ("depth", "head"))
 N_PROFILED = 384  # as in the recipes of the examples
 SEED = 0
 
@@ -102,6 +108,16 @@ def cells_of(task: str, plan: Sequence[tuple[str, str]] = PLAN) -> list[dict[str
 
 def cache() -> Path:
     return Path(os.environ.get("VLMOPT_CACHE", "~/.cache/vlmopt")).expanduser()
+
+
+def places(task: str) -> tuple[Path, Path]:
+    """The folders of the model and of the task: the real tower's, or the embedded model's, which draws its own data."""
+    if task in EMBEDDED_TASKS:
+        embedded, tasks = ROOT / "examples" / "embedded", cache() / "benchmarks" / "embedded"
+        if not (tasks / task).is_dir():
+            subprocess.run([sys.executable, str(embedded / "make_tasks.py"), str(tasks)], check=True)
+        return embedded / "model", tasks / task
+    return cache() / "emoji" / "model", cache() / "emoji" / "tasks" / task
 
 
 def _measured(
@@ -140,10 +156,10 @@ def _measured(
 
 
 def _opened(task: str, folder: Path) -> Bench:
-    home = cache() / "emoji"
-    opened = open_model(str(home / "model"), device="cpu", dtype="float32", allow_pickle=False, progress=Silent())
-    bound, apart = (open_task(opened, str(home / "tasks" / task), seed=SEED, progress=Silent()) for _ in range(2))
-    state = _state(Recipe(model=str(home / "model"), task=str(home / "tasks" / task)), folder / "set-up", opened, bound)
+    model, data = places(task)
+    opened = open_model(str(model), device="cpu", dtype="float32", allow_pickle=False, progress=Silent())
+    bound, apart = (open_task(opened, str(data), seed=SEED, progress=Silent()) for _ in range(2))
+    state = _state(Recipe(model=str(model), task=str(data)), folder / "set-up", opened, bound)
     with state.run:
         set_up(state)
         profile = _profile(state, cache() / "benchmarks" / f"{task}.profile.json", folder)
@@ -259,9 +275,10 @@ class _Chooser:
         return {f"{one.unit.component}/{one.unit.name}": one.mean for one in found.scores}
 
 
-def figures(task: str) -> dict[str, float]:
+def figures(task: str, plan: Sequence[tuple[str, str]] = PLAN) -> dict[str, float]:
     """What was measured, by name, and the most MACs that every method saves at no more than a point of drop."""
-    cells, found = cells_of(task), dict[str, float]()
+    cells, found = cells_of(task, plan), dict[str, float]()
+    cells = [cell for cell in cells if (cell["method"], cell["level"]) in plan]
     kinds = dict.fromkeys((kind_of(cell["method"]), cell["level"]) for cell in cells)
     for kind, level in kinds:
         saved = [0.0]
@@ -281,6 +298,38 @@ def figures(task: str) -> dict[str, float]:
     found[f"{task}_macs_saved_at_1pt"] = max(ours)
     found[f"{task}_original_points"], found[f"{task}_n_test"] = cells[0]["original"], float(cells[0]["n_test"])
     return found
+
+
+def latencies(task: str) -> dict[str, float]:
+    """ONNX Runtime latency of our cuts and of truncations beside the original's, as a ratio, in one run each.
+
+    Latency depends on what is cut, not on the weights, so the cells of the level `head` speak for all.
+    """
+    cells = [cell for cell in cells_of(task, LATENCY_PLAN) if (cell["method"], cell["level"]) in LATENCY_PLAN]
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        bench = _opened(task, Path(folder))
+        for cell in cells:
+            name = f"{task}_{cell['method']}_{100 * cell['budget']:.0f}_latency_ratio"
+            found[name] = _latency_ratio(bench, Path(tempfile.mkdtemp(dir=folder)), by_component(cell["cut"]))
+    return found
+
+
+def _latency_ratio(bench: Bench, folder: Path, cut: Mapping[str, Collection[str]]) -> float:
+    """Time of the original over time of the cut program, all components together, batch 1."""
+    feeds = sample_feeds(bench.original, bench.bound.source.workload(bench.original, "profile", limit=8), seed=SEED)
+    programs = {"original": bench.original, "cut": cut_program(bench.original, cut)}
+    files = {}
+    for name, program in programs.items():
+        (folder / name).mkdir()
+        files[name] = emit_program(program, ("onnx",), folder / name, progress=Silent())
+    totals = dict.fromkeys(programs, 0.0)
+    for component in bench.original.components:
+        one = {key: value[:1].numpy() for key, value in feeds[component].items()}
+        paths = {name: folder / name / files[name][component]["onnx"] for name in programs}
+        for name, latency in time_sessions(paths, one, progress=Silent()).items():
+            totals[name] += latency.median_ms
+    return totals["original"] / totals["cut"]
 
 
 def kind_of(method: str) -> str:
