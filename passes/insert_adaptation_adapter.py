@@ -26,7 +26,7 @@ from vlmopt.core.contract import Case, Context, Pass, Plan, Promise, Refusal, Si
 from vlmopt.core.cost import Cost
 from vlmopt.core.facts import ADAPTERS_INSERTED, CANONICAL, CAPTURED, Fact
 from vlmopt.core.program import Program
-from vlmopt.graph.adapter_places import branch_place
+from vlmopt.graph.adapter_places import AdapterPlace, branch_place
 from vlmopt.graph.adapters import AdapterForm, adapter_cost, find_adapters, insert_adapter, is_adapter, site_name
 from vlmopt.graph.branches import Branch, find_branches
 from vlmopt.graph.example import AttentionBlocks, ResidualBlocks, program_of
@@ -39,7 +39,8 @@ class InsertAdaptationAdapter(Pass):
 
     Args:
         rank: hidden width of an adapter (96 is the paper's).
-        kind: `bottleneck` (norm, two projections, ReLU) or `linear` (two projections).
+        kind: `bottleneck` (norm, two projections, ReLU), `linear` (two projections), or `routed` (two linear maps,
+            weighed by the first token).
         init: `zero` changes nothing before training; `paper` draws both projections.
         with_norm: a bottleneck begins with a norm of its own.
         with_bias: a linear adapter has biases.
@@ -47,7 +48,7 @@ class InsertAdaptationAdapter(Pass):
     """
 
     rank: int = 96
-    kind: Literal["bottleneck", "linear"] = "bottleneck"
+    kind: Literal["bottleneck", "linear", "routed"] = "bottleneck"
     init: Literal["zero", "paper"] = "zero"
     with_norm: bool = True
     with_bias: bool = True
@@ -65,6 +66,10 @@ class InsertAdaptationAdapter(Pass):
         has_norm, has_bias = self.with_norm, self.with_bias
         return AdapterForm.named(self.kind, self.rank, init=self.init, has_norm=has_norm, has_bias=has_bias)
 
+    def _place(self, branch: Branch) -> AdapterPlace | str:
+        place = branch_place(branch)
+        return place if isinstance(place, str) else self._form().unfit(place.value) or place
+
     def plan(self, program: Program, context: Context) -> Plan:
         sites: list[Site] = []
         refusals: list[Refusal] = []
@@ -72,7 +77,7 @@ class InsertAdaptationAdapter(Pass):
         for component_name, component in program.components.items():
             present = {adapter.site for adapter in find_adapters(component.graph)}
             for branch in _kept_branches(program, component_name):
-                name, place = f"{component_name}/{branch.name}", branch_place(branch)
+                name, place = f"{component_name}/{branch.name}", self._place(branch)
                 names.append(name)
                 if self.branches and not is_match(name, self.branches):
                     refusals.append(Refusal(name, component_name, "not named in `branches`"))
@@ -92,7 +97,7 @@ class InsertAdaptationAdapter(Pass):
     def apply(self, program: Program, site: Site, context: Context) -> None:
         graph = program.components[site.component].graph
         for branch in _kept_branches(program, site.component):
-            if branch.name in site.target and not isinstance(place := branch_place(branch), str):
+            if branch.name in site.target and not isinstance(place := self._place(branch), str):
                 insert_adapter(graph, place, self._form(), site=_site(branch), seed=context.seed)
 
     @classmethod
@@ -102,6 +107,8 @@ class InsertAdaptationAdapter(Pass):
         yield Case("every branch", lambda: program_of(AttentionBlocks(), sample), 4, options=small)
         named: dict[str, object] = {"branches": ("*.0.ffn",), "rank": 2, "kind": "linear", "init": "paper"}
         yield Case("named", lambda: program_of(AttentionBlocks(), sample), 1, ("not named in `branches`",), named)
+        routed: dict[str, object] = {"branches": ("*.1.ffn",), "rank": 2, "kind": "routed"}
+        yield Case("routed", lambda: program_of(AttentionBlocks(), sample), 1, ("not named in `branches`",), routed)
         yield Case("post-norm", lambda: program_of(_PostNorm(), sample), 2, options=small)
         yield Case("grid", lambda: program_of(ResidualBlocks(), torch.ones(2, 2, 2, 8)), 0, ("4 axes",), small)
 

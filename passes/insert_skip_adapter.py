@@ -40,7 +40,8 @@ class InsertSkipAdapter(Pass):
 
     Args:
         rank: hidden width of an adapter (192 in the paper).
-        kind: `bottleneck` (norm, two projections, ReLU), `linear` (two projections), `eas` (inside the FFN; folds).
+        kind: `bottleneck` (norm, two projections, ReLU), `linear` (two projections), `routed` (two linear maps, weighed
+            by the first token), `eas` (inside the FFN; folds).
         init: `zero` changes nothing before training; `paper` draws both projections.
         per: one adapter for each skipped `layer`, or for each `run` of consecutive skipped branches.
         with_norm: a bottleneck begins with a norm of its own.
@@ -50,7 +51,7 @@ class InsertSkipAdapter(Pass):
     """
 
     rank: int = 16
-    kind: Literal["bottleneck", "linear", "eas"] = "bottleneck"
+    kind: Literal["bottleneck", "linear", "routed", "eas"] = "bottleneck"
     init: Literal["zero", "paper"] = "zero"
     per: Literal["layer", "run"] = "layer"
     with_norm: bool = True
@@ -107,7 +108,8 @@ class InsertSkipAdapter(Pass):
 
     def _place(self, graph: fx.GraphModule, node: fx.Node, group: tuple[Mark, ...]) -> AdapterPlace | str:
         """Where the adapter for these marks of `node` goes, or why nowhere."""
-        return ffn_place(graph, node, group[0]) if self.kind == "eas" else stream_place(node)
+        place = ffn_place(graph, node, group[0]) if self.kind == "eas" else stream_place(node)
+        return place if isinstance(place, str) else self._form().unfit(place.value) or place
 
     def apply(self, program: Program, site: Site, context: Context) -> None:
         graph, n = program.components[site.component].graph, len(site.target)
@@ -131,6 +133,8 @@ class InsertSkipAdapter(Pass):
     def cases(cls) -> Iterable[Case]:
         yield Case("every layer", lambda: _skipped(*_BOTH), 2, options={"rank": 2})
         yield Case("one run", lambda: _skipped(*_BOTH), 1, options={"rank": 2, "per": "run", "kind": "linear"})
+        routed: dict[str, object] = {"rank": 2, "kind": "routed"}
+        yield Case("routed", lambda: _skipped(*_BOTH), 2, options=routed)
         named: dict[str, object] = {"layers": ("layers.1",), "rank": 2, "init": "paper"}
         yield Case("named", lambda: _skipped(*_BOTH), 1, ("not named in",), named)
         eas: dict[str, object] = {"kind": "eas", "rank": 2}

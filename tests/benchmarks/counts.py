@@ -57,6 +57,28 @@ def decoder() -> Program:
         return program_of(_Decoder(model), torch.ones(2, 8, dtype=torch.int64))
 
 
+def image_encoder() -> Program:
+    """The image tower of CLIP ViT-L/14: 24 layers, 1024 wide."""
+    from transformers import CLIPVisionConfig
+
+    config = CLIPVisionConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16)
+    with tempfile.TemporaryDirectory() as folder, FakeTensorMode(allow_non_fake_inputs=True):
+        _write(config, "CLIPVisionModel", Path(folder))
+        model, _, _ = load_model(folder, device="cpu", dtype="float32", allow_pickle=False, with_weights=False)
+        model.requires_grad_(requires_grad=False)
+        return program_of(_Tower(model), torch.ones(2, 3, 224, 224))
+
+
+class _Tower(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        found: Tensor = self.model(pixel_values=pixel_values).last_hidden_state
+        return found
+
+
 class _Decoder(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -114,45 +136,41 @@ def two_stream_counts() -> dict[str, float]:
 
 
 def decoder_counts() -> dict[str, float]:
-    """LLaVA with an adapter of rank 64 at every branch, with 4 layers skipped (rank 256), and LaVIN's linear part."""
+    """LLaVA with an adapter of rank 64 at every branch, and with 4 layers skipped (rank 256)."""
     program = decoder()
     inside = {"insert-adaptation-adapter": {"rank": 64, "with_norm": False}}
     skip = {
         "skip-layers": {"layers": ["*layers.21", "*layers.2[456]"]},
         "insert-skip-adapter": {"rank": 256, "with_norm": False},
     }
-    linear = {"insert-adaptation-adapter": {"rank": 8, "kind": "linear", "branches": ["*self_attn"]}}
     return {
         "llava_64_adapters": n_parameters(program, inside),
         "llava_4_skipped": n_parameters(program, skip | inside),
-        "lavin_32_linear_adapters": n_parameters(program, linear),
     }
 
 
-def routed_adapter_parameters(width: int, rank: int, *, groups: int = 2) -> int:
-    """LaVIN's linear adapter: `s (w0 B(A x) + w1 D(A x))`, `w = softmax(W x / t)`.
+def routed_counts() -> dict[str, float]:
+    """All that LaVIN-7B trains with 0, 2, 4 and 6 layers skipped.
 
-    A is dense [d, r], B and D are grouped [r, d], all with biases, and W is [d, 2], which makes
-    `d r + r + 2 (d r / groups + d) + 2 d + 2`.
-    vlmopt builds no grouped projections and no router; this is a formula, not a count.
+    Counted: a routed adapter of rank 8 beside the attention of every layer of the decoder and of its image encoder (24
+    layers, 1024 wide), and one of rank 32 for every skipped layer. Added by formula, since vlmopt does not train them
+    as adapters: the projection 1024 -> 128 -> 4096 of image features and two modality tokens.
     """
-    return width * rank + rank + 2 * (width * rank // groups + width) + 2 * width + 2
-
-
-def routed_total(*, n_skipped: int) -> int:
-    """All that LaVIN-7B trains with so many layers skipped, by formula.
-
-    One adapter of rank 8 for each of 32 layers (rank 32 where the layer is skipped) and for each of the 24 layers of
-    its image encoder (1024 wide), the projection 1024 -> 128 -> 4096 of image features, and two modality tokens. The
-    parts outside the decoder are inferred: with them all four published totals come out to the digit.
-    """
-    language = (32 - n_skipped) * routed_adapter_parameters(4096, 8) + n_skipped * routed_adapter_parameters(4096, 32)
-    vision = 24 * routed_adapter_parameters(1024, 8)
-    projection = (1024 * 128 + 128) + (128 * 4096 + 4096)
-    return language + vision + projection + 2 * 4096
+    language, vision = decoder(), image_encoder()
+    beside: dict[str, object] = {"rank": 8, "kind": "routed", "branches": ["*self_attn"]}
+    projection = (1024 * 128 + 128) + (128 * 4096 + 4096) + 2 * 4096
+    fixed = n_parameters(vision, {"insert-adaptation-adapter": beside}) + projection
+    found = {}
+    for n_skipped in (0, 2, 4, 6):
+        steps: dict[str, Mapping[str, object]] = {}
+        if n_skipped:
+            steps["skip-layers"] = {"layers": [f"*layers.{31 - i}" for i in range(n_skipped)]}
+            steps["insert-skip-adapter"] = {"rank": 32, "kind": "routed"}
+        steps["insert-adaptation-adapter"] = beside
+        found[f"lavin_{n_skipped}_skipped"] = float(n_parameters(language, steps) + fixed)
+    return found
 
 
 def adapter_counts() -> dict[str, float]:
     """All of them, for a benchmark; takes about a minute."""
-    lavin = {f"lavin_{n}_skipped_by_formula": float(routed_total(n_skipped=n)) for n in (0, 2, 4, 6)}
-    return {**single_stream_counts(), **two_stream_counts(), **decoder_counts(), **lavin}
+    return {**single_stream_counts(), **two_stream_counts(), **decoder_counts(), **routed_counts()}

@@ -122,6 +122,49 @@ def test_what_an_adapter_is_said_to_cost_is_what_is_counted(form: AdapterForm) -
     assert cost.macs == 5 * 2 * WIDTH * 3
 
 
+ROUTED = AdapterForm(AdapterKind.ROUTED, 4)
+
+
+def test_a_routed_adapter_computes_its_formula() -> None:
+    component = with_adapter(ROUTED)
+    w = randomised(component)
+    x = sample(batch=3, seed=1).double()
+    with torch.no_grad():
+        found = component.graph(x)[0]
+    value, half = torch.tanh(x), WIDTH // 2
+    route = torch.softmax((value[:, 0] @ w["route.weight"].T + w["route.bias"]) / 10, dim=-1)
+    hidden = value @ w["down.weight"].T + w["down.bias"]
+    maps = []
+    for side in (slice(0, half), slice(half, WIDTH)):  # of each group's outputs: B's, then D's
+        groups = [
+            hidden[..., 2 * i : 2 * i + 2] @ w[f"up_{i}.weight"][side].T + w[f"up_{i}.bias"][side] for i in range(2)
+        ]
+        maps.append(torch.cat(groups, dim=-1))
+    wanted = value + route[:, :1, None] * maps[0] + route[:, 1:, None] * maps[1]
+    assert float((found - wanted).abs().max()) < 1e-12 * float(wanted.abs().max())
+
+
+def test_a_routed_adapter_begins_at_zero_and_costs_what_it_says() -> None:
+    x = sample(batch=3, seed=1)
+    before, after = component_of(Identity(), sample()), with_adapter(ROUTED)
+    assert torch.equal(after.graph(x)[0], torch.tanh(x))
+    node = next(node for node in before.graph.graph.nodes if node.name == "tanh")
+    cost = adapter_cost(before, node, ROUTED, DIMS)
+    assert component_cost(after, DIMS) - component_cost(before, DIMS) == cost
+    assert cost.parameters == ROUTED.parameters(WIDTH)
+    (adapter,) = find_adapters(after.graph)
+    assert len(adapter.calls) == 4
+
+
+def test_a_routed_adapter_needs_tokens_and_two_even_groups() -> None:
+    with pytest.raises(ValueError, match="expected an even number"):
+        AdapterForm(AdapterKind.ROUTED, 3)
+    flat = component_of(Identity(), torch.ones(2, WIDTH))
+    node = next(node for node in flat.graph.graph.nodes if node.name == "tanh")
+    assert "reads tokens [B, N, D]" in ROUTED.unfit(node)
+    assert FORMS[0].unfit(node) == ""
+
+
 def test_two_adapters_of_one_site_lie_beside_each_other() -> None:
     component = with_adapter(FORMS[2])
     node = next(node for node in component.graph.graph.nodes if node.name == "tanh")

@@ -1,11 +1,14 @@
 """Adapters as edits of a graph: small trainable maps `A(x)` of ordinary `torch.nn` leaves, added to a value.
 
-Two forms, in rows (`x` [..., d], `W_dn` [d, r], `W_up` [r, d]):
+Three forms, in rows (`x` [..., d], `W_dn` [d, r], `W_up` [r, d]):
 
 1. bottleneck: `A(x) = relu(LN(x) W_dn + b_dn) W_up + b_up`, the "ParallelAdapter" of the released code of Dynamic
    Architecture Skipping (arXiv 2309.01479); the norm can be left out.
 2. linear: `A(x) = x C B`, with biases if wanted, and neither norm nor activation: what lies directly in front of linear
    maps folds into them (arXiv 2403.15226, without its routing and its mean over the tokens).
+3. routed: `A(x) = w0 B(x C) + w1 D(x C)`, linear for given weights `w = softmax(x[0] R / 10)` that the first token sets
+   (the "RepAdapter" of LaVIN, arXiv 2305.15023). B and D [r, d] are grouped: the first half of the hidden values makes
+   the first half of the output. Without its dropout.
 
 What differs here: the up-projection begins at zero, so that an inserted adapter changes nothing until it is trained.
 `Init.PAPER` begins as the released code does, with normal weights of deviation 0.02 in both projections.
@@ -34,11 +37,13 @@ from vlmopt.graph.sizes import counting_sizes, shape_of
 aten = torch.ops.aten
 
 _PAPER_DEVIATION = 0.02
+_TEMPERATURE = 10.0  # of a routed adapter
 
 
 class AdapterKind(Enum):
     BOTTLENECK = "bottleneck"
     LINEAR = "linear"
+    ROUTED = "routed"
 
 
 class Init(Enum):
@@ -52,7 +57,7 @@ class AdapterForm:
 
     Args:
         has_norm: a norm of its own in front of the bottleneck; a linear adapter has none.
-        has_bias: a linear adapter may do without biases; a bottleneck has them.
+        has_bias: a linear adapter may do without biases; the others have them.
     """
 
     kind: AdapterKind
@@ -64,6 +69,8 @@ class AdapterForm:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"rank is {self.rank}; expected at least 1")
+        if self.kind is AdapterKind.ROUTED and self.rank % 2:
+            raise ValueError(f"rank is {self.rank}; a routed adapter has two groups, so expected an even number")
 
     @classmethod
     def named(cls, kind: str, rank: int, *, init: str, has_norm: bool, has_bias: bool) -> AdapterForm:
@@ -77,10 +84,19 @@ class AdapterForm:
 
     @property
     def is_biased(self) -> bool:
-        return self.has_bias or self.kind is AdapterKind.BOTTLENECK
+        return self.has_bias or self.kind is not AdapterKind.LINEAR
+
+    def unfit(self, value: fx.Node) -> str:
+        """Why no adapter of this form can read the value; empty where it can."""
+        shape = value.meta["val"].shape
+        if self.kind is AdapterKind.ROUTED and (len(shape) < 3 or shape[-1] % 2):
+            return f"a routed adapter reads tokens [B, N, D] of an even width, and this value has {len(shape)} axes"
+        return ""
 
     def parameters(self, width: int) -> int:
-        """`2 d r + r + d`, and `2 d` more for the norm."""
+        """`2 d r + r + d`, and `2 d` more for the norm; routed `2 d r + r + 2 d` and the router's `2 d + 2`."""
+        if self.kind is AdapterKind.ROUTED:
+            return 2 * width * self.rank + self.rank + 4 * width + 2
         biases = self.rank + width if self.is_biased else 0
         return 2 * width * self.rank + biases + (2 * width if self.is_normed else 0)
 
@@ -131,11 +147,41 @@ def _insert_map(module: fx.GraphModule, value: fx.Node, form: AdapterForm, *, si
         operand = insert_leaf(module, f"{path}.norm", _filled(norm, torch.ones(width), torch.zeros(width), like), value)
     is_zero = form.init is Init.ZERO
     down = _linear(width, rank, form, generator, like, 1.0 / math.sqrt(width) if is_zero else _PAPER_DEVIATION)
+    if form.kind is AdapterKind.ROUTED:
+        hidden = insert_leaf(module, f"{path}.down", down, operand)
+        return _insert_routed(module, path, value, hidden, form, generator)
     up = _linear(rank, width, form, generator, like, 0.0 if is_zero else _PAPER_DEVIATION)
     hidden = insert_leaf(module, f"{path}.down", down, operand)
     if form.kind is AdapterKind.BOTTLENECK:
         hidden = insert_call(module, aten.relu.default, (hidden,))
     return insert_leaf(module, f"{path}.up", up, hidden)
+
+
+def _insert_routed(
+    module: fx.GraphModule, path: str, value: fx.Node, hidden: fx.Node, form: AdapterForm, generator: torch.Generator
+) -> fx.Node:
+    """The two maps of the hidden values, weighed by what the first token says."""
+    like = value.meta["val"]
+    width, half = int(like.shape[-1]), int(like.shape[-1]) // 2
+    first = insert_call(module, aten.select.int, (value, -2, 0))
+    router = _linear(width, 2, form, generator, like, 1.0 / math.sqrt(width))
+    scores = insert_leaf(module, f"{path}.route", router, first)
+    scores = insert_call(module, aten.mul.Tensor, (scores, 1.0 / _TEMPERATURE))
+    weights = insert_call(module, aten.unsqueeze.default, (insert_call(module, aten.softmax.int, (scores, -1)), -2))
+    shares = [insert_call(module, aten.slice.Tensor, (weights, -1, i, i + 1)) for i in range(2)]
+    deviation = 0.0 if form.init is Init.ZERO else _PAPER_DEVIATION
+    parts = []
+    for i in range(2):
+        start = i * form.rank // 2
+        own = insert_call(module, aten.slice.Tensor, (hidden, -1, start, start + form.rank // 2))
+        up = _linear(form.rank // 2, width, form, generator, like, deviation)
+        made = insert_leaf(module, f"{path}.up_{i}", up, own)
+        terms = []
+        for j, share in enumerate(shares):
+            side = insert_call(module, aten.slice.Tensor, (made, -1, j * half, (j + 1) * half))
+            terms.append(insert_call(module, aten.mul.Tensor, (side, share)))
+        parts.append(insert_call(module, aten.add.Tensor, (terms[0], terms[1])))
+    return insert_call(module, aten.cat.default, (parts, -1))
 
 
 def _linear(
@@ -218,4 +264,9 @@ def adapter_cost(component: Component, value: fx.Node, form: AdapterForm, dims: 
     n_hidden = 2 if form.kind is AdapterKind.BOTTLENECK else 1
     n_values = width * (3 if form.is_normed else 2) + form.rank * n_hidden
     parameters = form.parameters(width)
-    return Cost(parameters, parameters * item, 2 * width * form.rank * n_rows, n_rows * n_values * item)
+    if form.kind is not AdapterKind.ROUTED:
+        return Cost(parameters, parameters * item, 2 * width * form.rank * n_rows, n_rows * n_values * item)
+    # Both maps, both weighed, their sums, joined, and added; scores, scaled scores and weights of every sample.
+    n_values, n_samples = form.rank + 7 * width, math.prod(shape[:-2])
+    macs = 2 * width * form.rank * n_rows + 2 * width * n_samples
+    return Cost(parameters, parameters * item, macs, (n_rows * n_values + 6 * n_samples) * item)
