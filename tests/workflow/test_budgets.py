@@ -46,6 +46,18 @@ def test_a_budget_of_macs_is_met_with_no_more_cut_than_it_asks_for(clip: Path, c
     assert "macs: 0.7x" in recipe_text
 
 
+def test_adapters_that_follow_a_cut_are_part_of_what_it_takes(clip: Path, colours: Path, tmp_path: Path) -> None:
+    plain = workflow.optimize(default_recipe(str(clip), str(colours), {"budgets.macs": "0.7x"}), tmp_path / "plain")
+    allowed = plain["result"]["cost"]["optimized"]["macs"]  # the same cut with adapters behind it takes more
+    passes = ["canonicalize", "skip-branches", {"insert-skip-adapter": {"rank": 16}}, "fold-constants"]
+    recipe = default_recipe(str(clip), str(colours), {"budgets.macs": str(allowed), "passes": passes})
+    report = workflow.optimize(recipe, tmp_path / "out")
+    assert report["result"]["cost"]["optimized"]["macs"] <= allowed
+    adapters = next(step for step in report["passes"] if step["name"] == "insert-skip-adapter")
+    assert adapters["counted"]["macs"] < 0
+    assert any(note.startswith("a plan that missed its budget was tightened") for note in report["plan"]["notes"])
+
+
 @pytest.mark.slow
 def test_budgets_of_latency_and_size_are_measured_on_emitted_files(clip: Path, colours: Path, tmp_path: Path) -> None:
     show = Recorder()

@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlmopt.core.budgets import Limit, Quantity, amount_text
+from vlmopt.core.contract import Context
+from vlmopt.core.facts import ADAPTERS_INSERTED
 from vlmopt.core.program import Program
 from vlmopt.emit import emit_program
 from vlmopt.graph.costing import program_cost
 from vlmopt.profiling.document import Profile
 from vlmopt.recipe.schema import Recipe
+from vlmopt.registry import make_pass
+from vlmopt.rewrite.pipeline import run_step
 from vlmopt.verify.parity import Gate
 from vlmopt.workflow.cutting import cut_program
 from vlmopt.workflow.evidence import Evidence
@@ -102,9 +106,10 @@ def allowed_amounts(state: RunState, profile: Profile | None) -> dict[str, float
 def really_takes(
     state: RunState, program: Program, branches: Mapping[str, Collection[str]], *, folded: Collection[str]
 ) -> list[Found]:
-    """What the program takes without these branches, of every limited resource, in emitted files where that matters."""
+    """What the program takes without these branches and with the adapters that the recipe puts in afterwards, of every
+    limited resource, in emitted files where that matters."""
     limits = state.recipe.budgets.limits.resources
-    cut = cut_program(program, branches)
+    cut = _with_adapters(state.recipe, cut_program(program, branches))
     cut = cut.with_components({name: part for name, part in cut.components.items() if name not in folded})
     found = []
     if any(limit.quantity is not Quantity.MACS for limit in limits):
@@ -117,6 +122,16 @@ def really_takes(
             taken, before = emitted[limit.quantity]
         found.append(Found(limit, taken, limit.resolve(before)))
     return found
+
+
+def _with_adapters(recipe: Recipe, cut: Program) -> Program:
+    """The program behind the recipe's passes that insert or fold adapters, which cost something too."""
+    folders = [Path(folder) for folder in recipe.pass_dirs]
+    for number, step in enumerate(recipe.passes, 1):
+        pass_ = make_pass(step.name, step.options, folders)
+        if ADAPTERS_INSERTED in pass_.produces | pass_.requires:
+            cut = run_step(cut, pass_, Context(seed=recipe.seed), step=number).program
+    return cut
 
 
 def _emitted(state: RunState, cut: Program, limits: Collection[Limit]) -> dict[Quantity, tuple[float, float]]:
