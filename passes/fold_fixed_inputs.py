@@ -95,7 +95,7 @@ def _append_comparison(program: Program, name: str, classes: Tensor, similarity:
     embedding, output = output_values(graph)[0], output_node(graph)
     weight = similarity.scale * classes.double()
     bias = torch.full((len(classes),), similarity.bias)
-    linear = fitted_linear(weight, bias if similarity.bias else None, like=classes)
+    linear = fitted_linear(weight, bias if similarity.bias else None, like=next(graph.parameters(), classes))
     with graph.graph.inserting_before(output):
         norm = insert_call(graph, aten.linalg_vector_norm.default, (embedding, 2.0, [-1], True))
         unit = insert_call(graph, aten.div.Tensor, (embedding, norm))

@@ -40,8 +40,7 @@ class InsertSkipAdapter(Pass):
 
     Args:
         rank: hidden width of an adapter (192 in the paper).
-        kind: `bottleneck` (norm, two projections, ReLU), `linear` (two projections), `routed` (two linear maps, weighed
-            by the first token), `eas` (inside the FFN; folds).
+        kind: `bottleneck`, `linear`, `routed` (two linear maps, weighed by the first token), `eas` (inside the FFN).
         init: `zero` changes nothing before training; `paper` draws both projections.
         per: one adapter for each skipped `layer`, or for each `run` of consecutive skipped branches.
         with_norm: a bottleneck begins with a norm of its own.

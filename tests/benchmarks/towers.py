@@ -98,7 +98,7 @@ def cells_of(task: str, plan: Sequence[tuple[str, str]] = PLAN) -> list[dict[str
     wanted = [(method, level, budget) for method, level in plan for budget in BUDGETS]
     missing = [key for key in wanted if key not in {(c["method"], c["level"], c["budget"]) for c in cells}]
     if missing:
-        for cell in _measured(task, missing, {(c["method"], c["budget"]): c["cut"] for c in cells}):
+        for cell in _measured(task, missing, cells):
             cells.append(cell)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(cells, indent=1), encoding="utf-8")
@@ -121,8 +121,10 @@ def places(task: str) -> tuple[Path, Path]:
 
 
 def _measured(
-    task: str, missing: Sequence[tuple[str, str, float]], cuts: dict[tuple[str, float], list[str]]
+    task: str, missing: Sequence[tuple[str, str, float]], cells: Sequence[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
+    """The missing cells one after another; `cells` grows meanwhile."""
+    cuts = {(cell["method"], cell["budget"]): cell["cut"] for cell in cells}
     with tempfile.TemporaryDirectory() as folder:
         bench = _opened(task, Path(folder))
         test = bench.test_source.source.open_test(bench.original)
@@ -132,6 +134,10 @@ def _measured(
             start = time.perf_counter()
             cut = cuts.get((method, budget)) or chooser.cut(method, budget)
             cuts[method, budget] = cut
+            twin = next((cell for cell in cells if (cell["cut"], cell["level"]) == (cut, level)), None)
+            if twin is not None:  # two methods that cut the same have the same result
+                yield {**twin, "method": method, "budget": budget}
+                continue
             planned = time.perf_counter()
             state = _recovered(bench, Path(folder) / f"{method}-{level}-{budget}", cut, level)
             found = paired_difference(whole, _scores(state.optimized, test), list(test.item_groups), seed=SEED)

@@ -133,12 +133,9 @@ def test_of_several_tasks_the_one_that_loses_most_counts(program: Program) -> No
 
 
 @pytest.mark.parametrize("room", [0, 3000, 20_000, 1 << 20])
-def test_what_is_kept_of_the_uncut_run_changes_no_measurement(
-    room: int, program: Program, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_kept_of_the_uncut_run_changes_no_measurement(room: int, program: Program) -> None:
     plain = meter_of(program)
-    monkeypatch.setattr("vlmopt.planning.meter.PREFIX_BYTES", room)
-    meter = meter_of(program)
+    meter = CutMeter(program, FIT, CHECK, {}, progress=Silent(), prefix_bytes=room)
     assert meter.measure([frozenset()]) == plain.measure([frozenset()])
     cuts = [frozenset({f"model/layers.{i}.ffn", f"model/layers.{j}.ffn"}) for i in range(4) for j in range(i)]
     assert [meter.measure([cut]) for cut in cuts] == [plain.measure([cut]) for cut in cuts]

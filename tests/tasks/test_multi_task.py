@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tasks.conftest import COLOURS, SmallPreprocessor, WriteTask, colour_rows, outputs_of
+from tests.tasks.conftest import COLOURS, SmallPreprocessor, WriteTask, colour_rows, draw, outputs_of
 from tests.tasks.test_binding import CLASSES, RETRIEVAL, captions
 from vlmopt.core.errors import TaskError
 from vlmopt.core.program import Program
@@ -108,6 +108,21 @@ def test_each_block_of_the_head_is_fitted_on_its_own_rows(
     assert workload.metrics({"image_encoder": found.held_out})["accuracy of colour"] > 90
 
 
+def test_a_task_whose_rows_cannot_be_held_out_keeps_outputs_of_zero(
+    dual: Program, preprocessor: SmallPreprocessor, write_task: WriteTask
+) -> None:
+    task = load_task(both(write_task))
+    workload = TaskSource(task, preprocessor).workload(bind(dual, task, preprocessor), "profile")
+    rows = [list(block.rows) for block in head_blocks_of(workload)]
+    part = workload.part([*rows[0], rows[1][0]])  # as in the batch where one task ends
+    features = torch.randn(part.n_items, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    fit = fit_head("image_encoder", features, part, {})
+    assert fit is not None
+    assert bool(torch.isfinite(part.losses({"image_encoder": fit.held_out})).all())
+    assert not bool(fit.held_out[:, 3:].any())
+    assert bool(fit.held_out[:, :3].any())
+
+
 def test_weights_make_the_metric_a_mean_over_tasks(
     dual: Program, preprocessor: SmallPreprocessor, write_task: WriteTask
 ) -> None:
@@ -138,24 +153,33 @@ def test_a_part_is_the_same_items_again(dual: Program, preprocessor: SmallPrepro
     )
 
 
+def with_other_pictures(folder: Path, first: Path) -> None:
+    """Gives the task in `folder` three pictures under names that stand for others in `first`."""
+    for number in range(3):
+        (folder / f"{number:03d}.png").write_bytes((first / f"{number + 60:03d}.png").read_bytes())
+    lines = [f'{{"file_name": "{n:03d}.png", "label": "{name}"}}' for n, name in enumerate(sorted(COLOURS))]
+    with (folder / "metadata.jsonl").open("a") as stream:
+        stream.write("\n".join(lines) + "\n")
+
+
 def test_images_of_one_name_in_two_data_sets_stay_apart(
     dual: Program, preprocessor: SmallPreprocessor, write_task: WriteTask
 ) -> None:
     first = write_task({**CLASSES, "name": "here"}, colour_rows(60), name="one")
-    write_task({**CLASSES, "name": "there"}, colour_rows(63)[3:], name="two")
-    for number in range(3):  # the same names, other pictures
-        (first.parent / "two" / f"{number:03d}.png").write_bytes((first / f"{number + 1:03d}.png").read_bytes())
-    lines = [f'{{"file_name": "{n:03d}.png", "label": "{name}"}}' for n, name in enumerate(sorted(COLOURS))]
-    with (first.parent / "two" / "metadata.jsonl").open("a") as stream:
-        stream.write("\n".join(lines) + "\n")
+    other = write_task({**CLASSES, "name": "there"}, colour_rows(200)[70:], name="two")
+    for number in range(3):
+        draw(first / f"{number + 60:03d}.png", "red", shade=500 + number)
+    with_other_pictures(other, first)
     path = first.parent / "both.yaml"
     path.write_text("kind: multi-task\ntasks: [one, two]\n")
     task = load_task(path)
     program = bind(dual, task, preprocessor)
-    workload = TaskSource(task, preprocessor).workload(program, "profile")
-    names = [query.name for query in workload.queries()]
-    assert all(name.startswith(("here: ", "there: ")) for name in names)
+    names = [sample.image.name for split in ("profile", "validation", "test") for sample in task.all_samples(split)]
+    assert {name for name in names if ": " in name} == {
+        f"{task}: {number:03d}.png" for task in ("here", "there") for number in range(3)
+    }
     assert len(set(names)) == len(names)
+    assert TaskSource(task, preprocessor).workload(program, "profile").n_items == task.counts["profile"]
 
 
 @pytest.mark.parametrize(
@@ -185,11 +209,16 @@ def test_keys_of_a_multi_task_belong_to_nothing_else(write_task: WriteTask) -> N
         load_task(write_task({**CLASSES, "combine": "worst"}, colour_rows(9)))
 
 
-def test_what_one_member_profiles_and_another_tests_is_a_leak(write_task: WriteTask) -> None:
+@pytest.mark.parametrize("has_third", [False, True])
+def test_what_one_member_profiles_and_another_tests_is_a_leak(write_task: WriteTask, *, has_third: bool) -> None:
     root = members(write_task)
     (root / "two" / "task.yaml").write_text(
         "kind: image-classification\nname: parity\ndata: ../one\ncolumns: {label: parity}\nsplits: {seed: 1}\n"
     )
-    (root / "both.yaml").write_text("kind: multi-task\ntasks: [one, two]\n")
-    with pytest.raises(TaskError, match="split and in the"):
+    if has_third:  # whose images of other content under the same names must not hide the leak
+        third = write_task({**CLASSES, "name": "third"}, colour_rows(60), name="three")
+        for number in range(60):
+            draw(third / f"{number:03d}.png", "red", shade=300 + number)
+    (root / "both.yaml").write_text(f"kind: multi-task\ntasks: [one, two{', three' if has_third else ''}]\n")
+    with pytest.raises(TaskError, match=r"is in .* of colour and in .* of parity"):
         load_task(root / "both.yaml")

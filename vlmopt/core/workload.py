@@ -106,6 +106,14 @@ def parts_of(workload: Workload) -> Sequence[str]:
     return workload.item_parts if isinstance(workload, MultiTaskWorkload) else [""] * workload.n_items
 
 
+def by_part(workload: Workload, values: Tensor) -> dict[str, Tensor]:
+    """Values of all items, [n, ...], by what a drop is taken over."""
+    rows: dict[str, list[int]] = {}
+    for item, part in enumerate(parts_of(workload)):
+        rows.setdefault(part, []).append(item)
+    return {part: values[own] for part, own in rows.items()}
+
+
 def head_blocks_of(workload: Workload) -> Sequence[HeadBlock]:
     """The blocks of a head that several tasks share; none where the workload is a single task."""
     return workload.head_blocks() if isinstance(workload, MultiTaskWorkload) else ()

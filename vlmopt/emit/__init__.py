@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vlmopt.core.errors import EmitError
@@ -13,6 +14,8 @@ from vlmopt.emit.onnx_file import DEFAULT_OPSET, EXTERNAL_FROM_BYTES, emit_onnx
 from vlmopt.emit.pt2_file import emit_pt2
 from vlmopt.emit.torchscript_file import emit_torchscript
 from vlmopt.emit.written import EmittedFile
+from vlmopt.graph.modules import clone_graph
+from vlmopt.graph.replay import device_of
 
 __all__ = [
     "DEFAULT_OPSET",
@@ -56,8 +59,15 @@ def emit_program(
         "pt2": emit_pt2,
     }
     names: dict[str, dict[str, str]] = {name: {} for name in program.components}
-    jobs = [(component, kind) for component in program.components.values() for kind in formats]
+    jobs = [(_on_cpu(component), kind) for component in program.components.values() for kind in formats]
     for component, kind in progress.track(jobs, "writing graphs", total=len(jobs)):
         path = folder / (component.name + SUFFIXES[kind])
         names[component.name][kind] = writers[kind](component, program.dims, path).path.name
     return names
+
+
+def _on_cpu(component: Component) -> Component:
+    """The component with its weights where files are read: one on an accelerator is copied."""
+    if device_of(component.graph).type == "cpu":
+        return component
+    return replace(component, graph=clone_graph(component.graph).cpu())

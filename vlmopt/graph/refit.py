@@ -81,8 +81,8 @@ def _fit_blocks(
     held_out, strength, groups = targets.new_zeros(n, width), 0.0, workload.groups(component)
     for block in blocks:
         rows, columns = list(block.rows), list(block.columns)
-        if not rows:
-            continue
+        if len({groups[row] for row in rows}) < 2:
+            continue  # nothing can be held out, so the task's outputs stay zero
         own = targets[rows][:, columns]
         fit = fit_ridge(features[rows], own, [groups[row] for row in rows], prior=None, seed=seed)
         here = torch.tensor(rows)[:, None], torch.tensor(columns)

@@ -50,6 +50,8 @@ class MeasuredPlanner:
             refine=None if self._screen is None else self._all,
         )
         notes = choice.notes
+        if not choice.names and self.meter.is_cut_before:  # what is lost already is lost without another cut
+            choice = replace(choice, measurement=self.meter.measure_all([frozenset()])[0])
         chosen = self.branches(frozenset(choice.names))
         kept_out = self.meter.measure_kept_out([chosen]) if chosen else []
         if not math.isfinite(choice.measurement.cautious_drop):

@@ -25,7 +25,7 @@ from vlmopt.graph.refit import fit_head, prior_weight
 from vlmopt.graph.replay import Replay
 from vlmopt.planning.cuts import Measurement
 
-PREFIX_BYTES = 2 << 30  # of the uncut run's values kept in memory, which all cuts start from
+PREFIX_BYTES = 1 << 30  # of the uncut run's values that a meter keeps in memory, which its cuts start from
 MIN_GROUPS_TO_KEEP_OUT = 80  # with fewer groups of items none is kept out of a search: every one is needed
 
 
@@ -44,7 +44,7 @@ class CutMeter:
     groups of items, `kept_out`, is hidden from `measure`: picking the best of many noisy cuts overstates it by one to
     one and a half standard errors, and only items that took no part in the picking can tell. `hidden` names those
     groups instead, where another meter has drawn them. `original` is what drops are counted from, where earlier passes
-    have cut the program already.
+    have cut the program already. `prefix_bytes` is the memory for values of the uncut run.
     """
 
     def __init__(
@@ -59,16 +59,26 @@ class CutMeter:
         kept_out: float = 0.0,
         hidden: frozenset[str] | None = None,
         original: Program | None = None,
+        prefix_bytes: int = PREFIX_BYTES,
     ) -> None:
         self.program, self.fit, self.check = program, fit, check
         self.reference_fit, self.progress, self.seed = reference_fit, progress, seed
         self._replays = {name: _replay(program, name) for name in fit.feeds}
-        self._prefixes = self._room(PREFIX_BYTES)
+        self._prefixes = self._room(prefix_bytes)
         self._baseline: dict[str, Unseen] | None = None
         self._original = (
             None
             if original is None
-            else CutMeter(original, fit, check, reference_fit, progress=progress, seed=seed, hidden=frozenset())
+            else CutMeter(
+                original,
+                fit,
+                check,
+                reference_fit,
+                progress=progress,
+                seed=seed,
+                hidden=frozenset(),
+                prefix_bytes=0,  # it is run once
+            )
         )
         self._drops: dict[frozenset[str], Tensor] = {}
         self._groups = [*self.fit.item_groups, *self.check.item_groups]
@@ -99,14 +109,21 @@ class CutMeter:
         return self._measured(cuts, self._is_hidden) if bool(self._is_hidden.any()) else []
 
     @property
+    def is_cut_before(self) -> bool:
+        """Whether earlier passes have cut the program, and drops are counted from the original."""
+        return self._original is not None
+
+    @property
     def n_measured(self) -> int:
         """Items that `measure` looks at."""
         return int((~self._is_hidden).sum())
 
     @property
     def reference_points(self) -> float:
-        """The metric of what drops are counted from, on all items, in points."""
-        return 100.0 * float(self._reference_items().mean())
+        """The metric of what drops are counted from, on all items, in points; of several tasks the least."""
+        items = self._reference_items()
+        rows = ([i for i, own in enumerate(self._parts) if own == part] for part in dict.fromkeys(self._parts))
+        return 100.0 * min(float(items[own].mean()) for own in rows)
 
     def _reference_items(self) -> Tensor:
         """The items of what drops are counted from."""

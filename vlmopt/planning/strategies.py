@@ -92,8 +92,11 @@ def refined(search: Search, refine: Measure, candidates: Sequence[Candidate]) ->
     by_score = _by_score(candidates)
     second = Search(refine, search.max_drop, search.needs, trials=search.trials)
     second.accepted("depth", _truncations(candidates, search.needs))
-    best = search.best_first()[:N_FINALISTS]
-    second.accepted("refined", best)
+    ranked = search.best_first()
+    best = ranked[:N_FINALISTS]
+    for start in range(0, len(ranked), N_FINALISTS):  # down the list until one holds
+        if second.accepted("refined", ranked[start : start + N_FINALISTS]):
+            break
     if search.needs:
         second.accepted("refined", [cut for cut in search.least_losing()[:N_FINALISTS] if cut not in best])
         _exchange(second, by_score, REFINING_ROUNDS)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from vlmopt.core.program import Component, Program
 from vlmopt.core.progress import Progress
-from vlmopt.core.workload import Workload
+from vlmopt.core.workload import HeadBlock, Workload, head_blocks_of
 from vlmopt.graph.branches import by_component
 from vlmopt.graph.clusters import clustered
 from vlmopt.graph.head import head_features, head_module
@@ -40,7 +40,7 @@ from vlmopt.profiling.part import sampled_rows
 from vlmopt.profiling.press import press_errors
 from vlmopt.profiling.skipped_values import skipped_values
 
-Target = tuple[float, Tensor]  # its weight, and one row a sample
+Target = tuple[float, Tensor]  # its weight, and one row a sample; rows of NaN are not asked for
 # Chosen on two tasks of one vision tower among 0, 8, 16, 32, 64 and infinity; 8 to 32 rank nearly alike.
 _OUTPUTS_COUNT = 16.0
 
@@ -132,7 +132,11 @@ class CompensatedDistortion:
         if targets is None:
             return [(1.0, outputs)]
         share = 0.0 if self.targets == "task" else _OUTPUTS_COUNT / (_OUTPUTS_COUNT + len(rows))
-        return [(1.0 - share, targets[rows]), (share, outputs)]
+        blocks = head_blocks_of(workload)
+        if not blocks:
+            return [(1.0 - share, targets[rows]), (share, outputs)]
+        of_tasks = [(1.0 - share, _only(block, targets)[rows]) for block in blocks]
+        return [*of_tasks, (share, outputs)]
 
 
 def _outputs(component: Component, head: str, features: Tensor) -> Tensor:
@@ -150,6 +154,17 @@ def compensated_changes(whole: Tensor, without: Sequence[Tensor], targets: Seque
     return [_errors(features, targets) - before for features in without]
 
 
+def _only(block: HeadBlock, targets: Tensor) -> Tensor:
+    """The targets of one task: its own columns, and NaN in the rows of other tasks."""
+    rows, columns = torch.tensor(list(block.rows)), torch.tensor(list(block.columns))
+    made = targets.new_full((len(targets), len(columns)), float("nan"))
+    return made.index_copy(0, rows, targets[rows][:, columns])
+
+
 def _errors(features: Tensor, targets: Sequence[Target]) -> Tensor:
-    parts = [weight * press_errors(features, target) for weight, target in targets if weight > 0]
-    return torch.stack(parts).sum(dim=0)
+    total = torch.zeros(len(features), dtype=torch.float64)
+    for weight, target in targets:
+        asked = torch.nonzero(~torch.isnan(target).any(dim=1)).flatten()
+        if weight > 0 and len(asked) > 1:
+            total.index_add_(0, asked, weight * press_errors(features[asked], target[asked]))
+    return total

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vlmopt.report import naming
 from vlmopt.report.quantities import drop_text, p_text, percent, plural
-from vlmopt.report.schema import GroupSection, MetricSection, Report
+from vlmopt.report.schema import GateSection, GroupSection, MetricSection, Report
 
 _N_GROUPS = 3
 _N_LETTERS = 60
@@ -78,8 +78,10 @@ def sureness(report: Report) -> list[str]:
     used = f"{plural(task.n_profile, 'item')} for profiling and fitting, {task.n_validation} for planning"
     unseen = f"Both models answered the same {plural(metric.n, 'test item')}; no earlier step saw them ({used})."
     sentences = [unseen, _chance(metric)]
-    allowed = naming.allowed_drop(report)
-    if allowed is not None:
+    allowed, gate = naming.allowed_drop(report), naming.drop_gate(report)
+    if gate is not None and gate.name.endswith(")"):
+        sentences.append(_worst_task(gate))
+    elif allowed is not None:
         sentences.append(_against_bound(metric, allowed))
     low, high = metric.drop_interval95
     if metric.n < _FEW:
@@ -100,6 +102,13 @@ def _chance(metric: MetricSection) -> str:
     if low <= 0 <= high:
         return f"The change may be chance: its interval includes zero{p_value}."
     return f"The change is on the border of chance: interval and test do not agree{p_value}."
+
+
+def _worst_task(gate: GateSection) -> str:
+    """Of several tasks, each with a gate of its own, the one that fares worst."""
+    task, verdict = gate.name.rpartition(" (")[2].removesuffix(")"), "within" if gate.passed else "more than"
+    lost = drop_text(float(gate.found or 0))
+    return f"The task that fares worst, {task}, loses {lost} points: {verdict} what is allowed."
 
 
 def _against_bound(metric: MetricSection, allowed: float) -> str:

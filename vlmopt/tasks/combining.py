@@ -24,36 +24,65 @@ def qualified(task: Task, label: str) -> str:
 def combined_samples(members: Sequence[Task], split: str) -> tuple[Sample, ...]:
     """The members' samples of a split, labels qualified.
 
-    Images and groups of one data set keep their names, so that what belongs together stays together. Where two members
-    call different images alike, theirs are other data sets, and their images and groups are qualified too.
+    An image keeps its name, so that members on the same images share it; only where two members call different images
+    alike is each named after its task, and so is a group that is such an image's name.
     """
-    is_apart = _have_clashing_images(members)
-    return tuple(_qualified(member, sample, is_apart) for member in members for sample in member.all_samples(split))
+    clashing = _clashing_names(members)
+    return tuple(_qualified(member, sample, clashing) for member in members for sample in member.all_samples(split))
 
 
 def combined_hashes(members: Sequence[Task]) -> dict[str, str]:
     """sha256 of every image by the name that `combined_samples` gives it."""
-    is_apart = _have_clashing_images(members)
+    clashing = _clashing_names(members)
     return {
-        qualified(member, name) if is_apart else name: digest
+        qualified(member, name) if name in clashing else name: digest
         for member in members
         for name, digest in member.image_hashes().items()
     }
 
 
-def _have_clashing_images(members: Sequence[Task]) -> bool:
+def refuse_leaks_between(place: str, members: Sequence[Task], splits: Sequence[str]) -> None:
+    """Makes sure that no image, under whatever name, is in one split of one member and in another split of another.
+
+    Raises:
+        TaskError: one is; names it, both members and both splits.
+    """
+    homes: dict[str, tuple[Task, dict[str, str]]] = {}
+    for member in members:
+        own: dict[str, dict[str, str]] = {}
+        for split in splits:
+            for sample in member.all_samples(split):
+                own.setdefault(member.image_hashes()[sample.image.name], {})[split] = sample.image.name
+        for digest, where in own.items():
+            other, known = homes.setdefault(digest, (member, where))
+            if known.keys() != where.keys():
+                sides = ((other, known), (member, where))
+                first, second = (f"{'/'.join(found)} of {task.specification.name}" for task, found in sides)
+                raise TaskError(
+                    place,
+                    f"image {next(iter(where.values()))!r} is in {first} and in {second}",
+                    expected="splits that share nothing",
+                    remedy="divide all members alike, by one column or one seed",
+                )
+
+
+def _clashing_names(members: Sequence[Task]) -> frozenset[str]:
+    """Names that stand for different images in different members."""
     known: dict[str, str] = {}
-    return any(
-        known.setdefault(name, digest) != digest for member in members for name, digest in member.image_hashes().items()
+    return frozenset(
+        name
+        for member in members
+        for name, digest in member.image_hashes().items()
+        if known.setdefault(name, digest) != digest
     )
 
 
-def _qualified(member: Task, sample: Sample, is_apart: bool) -> Sample:
-    label = qualified(member, sample.label)
-    if not is_apart:
-        return replace(sample, label=label)
-    image = _OwnImage(qualified(member, sample.image.name), sample.image)
-    return replace(sample, label=label, image=image, group=qualified(member, sample.group))
+def _qualified(member: Task, sample: Sample, clashing: frozenset[str]) -> Sample:
+    made, name = replace(sample, label=qualified(member, sample.label)), sample.image.name
+    if name not in clashing:
+        return made
+    group = qualified(member, name) if sample.group == name else sample.group
+    return replace(made, image=_OwnImage(qualified(member, name), sample.image), group=group)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vlmopt.core.errors import SealedSplitError, TaskError
-from vlmopt.tasks.combining import check_members, combined_hashes, combined_samples, qualified
+from vlmopt.tasks.combining import check_members, combined_hashes, combined_samples, qualified, refuse_leaks_between
 from vlmopt.tasks.folder import SPLIT_NAMES, SPLITS, Row, column, read_folder
 from vlmopt.tasks.hub import read_hub
 from vlmopt.tasks.images import content_hashes
@@ -192,6 +192,7 @@ def _combined(file: Path, specification: TaskSpecification) -> Task:
     members = [load_task(file.parent / Path(folder).expanduser()) for folder in specification.tasks]
     check_members(str(file), members)
     splits = {split: combined_samples(members, split) for split in SPLITS}
+    refuse_leaks_between(str(file), members, SPLITS)
     refuse_leaks(str(file), splits, group="group" if all(member.has_groups for member in members) else "")
     return Task(file, specification, splits, hashes=combined_hashes(members), members=members)
 

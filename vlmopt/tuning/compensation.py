@@ -153,7 +153,7 @@ class _Equations:
 
     def solution(self, strength: float) -> Tensor:
         """The correction [h + 1, d] under a ridge relative to the mean of the diagonal."""
-        unit = torch.eye(len(self.gram), dtype=self.gram.dtype)
+        unit = torch.eye(len(self.gram)).to(self.gram)
         ridge = strength * self.gram.diagonal().mean().clamp(min=1e-12)
         found: Tensor = torch.linalg.solve(self.gram + ridge * unit, self.moment)
         return found
@@ -190,7 +190,8 @@ def _fit(
     """Distances on unseen samples before and after, and the Linear of the strength that is closest there."""
     linear = get_at(graph, str(site.linear.target))
     assert isinstance(linear, nn.Linear)
-    scale = torch.ones(linear.out_features).double() if site.scale is None else site.scale.double()
+    like = linear.weight.detach()
+    scale = (torch.ones(linear.out_features) if site.scale is None else site.scale).to(like.device).double()
     weight = relevance if hidden[0].ndim == 3 and len(relevance) == hidden[0].shape[1] else torch.ones(1)
     parts: dict[bool, _Equations] = {}
     n_samples = 0
@@ -205,8 +206,6 @@ def _fit(
     fitted, unseen = parts[False], parts.get(True, parts[False])
     tried = [fitted.solution(strength) for strength in STRENGTHS]
     correction = min(tried, key=lambda one: unseen.distance(one, scale))
-    bias = torch.zeros(linear.out_features) if linear.bias is None else linear.bias
-    made = fitted_linear(
-        linear.weight.double() + correction[:-1].T, bias.double() + correction[-1], like=linear.weight.detach()
-    )
+    bias = like.new_zeros(linear.out_features) if linear.bias is None else linear.bias
+    made = fitted_linear(linear.weight.double() + correction[:-1].T, bias.double() + correction[-1], like=like)
     return unseen.distance(torch.zeros_like(correction), scale), unseen.distance(correction, scale), made

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from vlmopt.core.errors import TuningError
 from vlmopt.core.program import Component, Program
 from vlmopt.core.progress import Progress
-from vlmopt.core.workload import Feed, TrainableWorkload, Workload
+from vlmopt.core.workload import Feed, TrainableWorkload, Workload, by_part
 from vlmopt.graph.head import head_features
 from vlmopt.graph.replay import device_of, inputs_of, run_component
 from vlmopt.tuning.objective import Teacher, objective
@@ -38,6 +38,7 @@ class Epoch:
     validation_loss: float
     validation_score: float  # mean of the item scores, in [0, 1]
     seconds: float
+    part_scores: Mapping[str, float] = field(default_factory=dict)  # the same by task, where several share the program
 
     @property
     def rank(self) -> tuple[float, float]:
@@ -240,8 +241,9 @@ class _Training:
         for name, feeds in self.check.feeds.items():
             tracked = self.progress.track(feeds, f"checking {name}", total=len(feeds))
             outputs[name] = run_component(self.program.components[name], tracked)
-        loss_now, score = (float(v.mean()) for v in (self.check.losses(outputs), self.check.item_scores(outputs)))
-        found = Epoch(number, loss, loss_now, score, seconds)
+        loss_now, scores = float(self.check.losses(outputs).mean()), self.check.item_scores(outputs)
+        parts = {name: float(own.mean()) for name, own in by_part(self.check, scores).items()}
+        found = Epoch(number, loss, loss_now, float(scores.mean()), seconds, parts)
         self.history.append(found)
         if number and found.rank > self.history[self.best].rank:
             self.best, self.best_weights = number, self._copied()

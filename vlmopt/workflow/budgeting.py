@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from vlmopt.core.budgets import Limit, Quantity, amount_text
 from vlmopt.core.contract import Context
-from vlmopt.core.facts import ADAPTERS_INSERTED
+from vlmopt.core.errors import PassOptionError
 from vlmopt.core.program import Program
 from vlmopt.emit import emit_program
 from vlmopt.graph.costing import program_cost
@@ -24,7 +25,7 @@ from vlmopt.rewrite.pipeline import run_step
 from vlmopt.verify.parity import Gate
 from vlmopt.workflow.cutting import cut_program
 from vlmopt.workflow.evidence import Evidence
-from vlmopt.workflow.run_state import RunState
+from vlmopt.workflow.run_state import RunState, adapter_steps
 from vlmopt.workflow.timing import graphs_bytes, time_sessions
 
 LATENCY_NOISE = 0.05  # medians of one graph differ by so much from run to run on a machine that does other work too
@@ -109,7 +110,7 @@ def really_takes(
     """What the program takes without these branches and with the adapters that the recipe puts in afterwards, of every
     limited resource, in emitted files where that matters."""
     limits = state.recipe.budgets.limits.resources
-    cut = _with_adapters(state.recipe, cut_program(program, branches))
+    cut = _with_adapters(state, cut_program(program, branches))
     cut = cut.with_components({name: part for name, part in cut.components.items() if name not in folded})
     found = []
     if any(limit.quantity is not Quantity.MACS for limit in limits):
@@ -124,13 +125,12 @@ def really_takes(
     return found
 
 
-def _with_adapters(recipe: Recipe, cut: Program) -> Program:
-    """The program behind the recipe's passes that insert or fold adapters, which cost something too."""
-    folders = [Path(folder) for folder in recipe.pass_dirs]
-    for number, step in enumerate(recipe.passes, 1):
-        pass_ = make_pass(step.name, step.options, folders)
-        if ADAPTERS_INSERTED in pass_.produces | pass_.requires:
-            cut = run_step(cut, pass_, Context(seed=recipe.seed), step=number).program
+def _with_adapters(state: RunState, cut: Program) -> Program:
+    """The program behind the later passes that insert or fold adapters, which cost something too."""
+    for step in adapter_steps(state):
+        with suppress(PassOptionError):  # it names what only a pass in between makes
+            pass_ = make_pass(step.name, step.options, [Path(folder) for folder in state.recipe.pass_dirs])
+            cut = run_step(cut, pass_, Context(seed=state.recipe.seed), step=state.step).program
     return cut
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlmopt.core.errors import TaskError
 from vlmopt.core.program import Program
-from vlmopt.core.workload import Outputs, parts_of
+from vlmopt.core.workload import Outputs, by_part
 from vlmopt.graph.replay import run_component
 from vlmopt.tasks.answers import Answer, Query, Slice
 from vlmopt.tasks.binding import TaskWorkload
@@ -23,6 +23,15 @@ from vlmopt.workflow.run_state import RunState
 from vlmopt.workflow.timing import Files
 
 MAX_SHOWN = 24  # items with their pictures
+
+
+@dataclass(frozen=True)
+class PartDrop:
+    """The metric of what a drop is held against: of one task of several by its name, or of all items."""
+
+    name: str
+    original_points: float
+    drop_points: float
 
 
 @dataclass
@@ -41,8 +50,8 @@ class Evidence:
     n_test: int = 0
 
 
-def final_evaluation(state: RunState, files: Files) -> tuple[dict[str, Any], int]:
-    """The metric of original and artifact on the same test items, which nothing before has seen, and their number."""
+def final_evaluation(state: RunState, files: Files) -> tuple[dict[str, Any], list[PartDrop]]:
+    """The metric of original and artifact on the same test items, which nothing before has seen, in all and by part."""
     assert state.bound is not None
     source = state.bound.source
     before, after = source.open_test(state.original), source.open_test(state.optimized)
@@ -53,7 +62,15 @@ def final_evaluation(state: RunState, files: Files) -> tuple[dict[str, Any], int
         "groups": _groups(before, before.slices(original), after.slices(optimized), seed=state.recipe.seed),
         "changes": _changes(state, before.queries(), before.answers(original), after.answers(optimized)),
     }
-    return section, before.n_items
+    return section, _parts(before, after, original, optimized)
+
+
+def _parts(before: TaskWorkload, after: TaskWorkload, original: Outputs, optimized: Outputs) -> list[PartDrop]:
+    first, second = by_part(before, before.item_scores(original)), by_part(after, after.item_scores(optimized))
+    return [
+        PartDrop(name, 100.0 * float(own.mean()), 100.0 * float((own - second[name]).mean()))
+        for name, own in first.items()
+    ]
 
 
 def _program_outputs(state: RunState, program: Program, workload: TaskWorkload) -> dict[str, Tensor]:
@@ -170,16 +187,14 @@ def _picture(state: RunState, query: Query) -> str:
         return ""
 
 
-def drop_gate(state: RunState, metric: Mapping[str, Any]) -> list[Gate]:
+def drop_gates(state: RunState, metric: str, parts: Sequence[PartDrop]) -> list[Gate]:
     """The gate on the drop, where the recipe has one; of several tasks each may have its own."""
     limit = state.recipe.budgets.drop
     if limit is None or not state.recipe.verify.max_drop_gate:
         return []
-    assert state.fit is not None
-    tasks = sorted(set(parts_of(state.fit)) - {""})
-    parts = [("", metric)] if not tasks else [(f" ({g['name']})", g) for g in metric["groups"] if g["name"] in tasks]
     gates = []
-    for name, part in parts:
-        bound, drop = limit.resolve(100.0 * float(part["original"])), float(part["drop_points"])
-        gates.append(Gate(f"drop of {metric['name']} on the test split, in points{name}", drop <= bound, drop, bound))
+    for part in parts:
+        bound, of_task = limit.resolve(part.original_points), f" ({part.name})" if part.name else ""
+        name = f"drop of {metric} on the test split, in points{of_task}"
+        gates.append(Gate(name, part.drop_points <= bound, part.drop_points, bound))
     return gates

@@ -32,7 +32,7 @@ from vlmopt.tasks.kinds.zero_shot_image_classification import prompts
 from vlmopt.tasks.specification import TaskKind
 from vlmopt.verify.parity import Gate, check_file, two_shapes
 from vlmopt.workflow.budgeting import resource_gates
-from vlmopt.workflow.evidence import Evidence, drop_gate, final_evaluation
+from vlmopt.workflow.evidence import Evidence, drop_gates, final_evaluation
 from vlmopt.workflow.reporting import report_of
 from vlmopt.workflow.run_state import RunState
 from vlmopt.workflow.timing import Files, graphs_bytes, time_components
@@ -54,8 +54,9 @@ def emit_and_verify(state: RunState, steps: list[StepResult]) -> Evidence:
         evidence.gates += _check_files(state, files)
     if state.bound is not None:
         with state.stage("evaluate"):
-            evidence.metric, evidence.n_test = final_evaluation(state, files)
-            evidence.gates += drop_gate(state, evidence.metric)
+            evidence.metric, parts = final_evaluation(state, files)
+            evidence.n_test = int(evidence.metric["n"])
+            evidence.gates += drop_gates(state, evidence.metric["name"], parts)
     with state.stage("latency"):
         _measure(state, evidence)
     evidence.gates += resource_gates(state, evidence)

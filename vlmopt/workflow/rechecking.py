@@ -135,7 +135,7 @@ def _compared(
         outputs[name] = run_component(component, tracked)
     before = workload.item_scores(outputs).numpy()
     after = artifact_scores(artifact.path, artifact.manifest, new, progress=show)
-    part, rows = _worst_part(workload, before - after)
+    part, rows = _worst_part(workload, before, after, limit)
     before, after = before[rows], after[rows]
     groups = [workload.item_groups[row] for row in rows]
     found = paired_difference(before, after, groups, seed=artifact.recipe.seed)
@@ -153,12 +153,19 @@ def _compared(
     }
 
 
-def _worst_part(workload: TaskWorkload, drops: NDArray[np.float64]) -> tuple[str, list[int]]:
-    """The task that loses most, where each is held to the bound by itself, and its items; else all items."""
+def _worst_part(
+    workload: TaskWorkload, before: NDArray[np.float64], after: NDArray[np.float64], limit: Limit | None
+) -> tuple[str, list[int]]:
+    """The task that is farthest over the bound, where each is held to it by itself, and its items; else all items."""
     rows: dict[str, list[int]] = {}
     for item, part in enumerate(parts_of(workload)):
         rows.setdefault(part, []).append(item)
-    worst = max(rows, key=lambda part: float(drops[rows[part]].mean()))
+
+    def excess(part: str) -> float:
+        original, found = (100.0 * float(items[rows[part]].mean()) for items in (before, after))
+        return original - found - (0.0 if limit is None else limit.resolve(original))
+
+    worst = max(rows, key=excess)
     return worst, rows[worst]
 
 

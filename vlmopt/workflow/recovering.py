@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from safetensors.torch import save
 from vlmopt.core.contract import Pass, Promise
 from vlmopt.core.errors import TuningError
 from vlmopt.core.program import Program
+from vlmopt.core.workload import by_part
 from vlmopt.graph.adapters import adapter_parameters
 from vlmopt.graph.modules import ADAPTERS
 from vlmopt.recipe.schema import RecoverySettings
@@ -99,10 +101,14 @@ def lost_too_much(state: RunState) -> bool:
         return False
     check = bound.source.workload(bound.program, "validation", limit=state.recipe.num_samples)
     scores = check.item_scores(dict(state.outputs_of(state.original, check)))
-    original = 100 * float(scores.mean())
-    found = original - 100 * state.tuned.history[state.tuned.best].validation_score
-    allowed = drop.resolve(original if drop.is_relative else 100.0)
-    if found <= allowed:
+    best = state.tuned.history[state.tuned.best]
+    worst, found, allowed = -math.inf, 0.0, 0.0
+    for part, own in by_part(check, scores).items():
+        original = 100 * float(own.mean())
+        lost, may = original - 100 * best.part_scores[part], drop.resolve(original)
+        if lost - may > worst:
+            worst, found, allowed = lost - may, lost, may
+    if worst <= 0:
         return False
     what = f"after training the drop on validation is {found:.2f} points, {allowed:g} allowed"
     state.ledger.note("tuning", "lost too much", drop_points=found, allowed_points=allowed, headroom=state.headroom)

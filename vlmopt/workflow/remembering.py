@@ -1,7 +1,8 @@
 """What a run measured at great cost, kept for the next try under a digest of all that it depends on.
 
 The digest of a choice holds the program that it was made for, down to its weights, so it stays valid whatever happens
-to later steps of the recipe, and is never taken for another program.
+to later steps of the recipe, and is never taken for another program. Adapters are the exception: a plan under budgets
+of resources counts what later steps insert.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from vlmopt.rewrite.pipeline import program_text
 from vlmopt.rundir import CHOICE_WORK, PROFILE_WORK, RunDirectory, atomic_write, write_json
 from vlmopt.workflow.opening import OpenedTask
 from vlmopt.workflow.profiling import digest
-from vlmopt.workflow.run_state import RunState
+from vlmopt.workflow.run_state import RunState, adapter_steps
 
 _PROFILE = "profile.json"
 _KEY_LENGTH = 16
@@ -73,7 +74,7 @@ def keep_profile(folder: Path, profile: Profile) -> None:
 
 
 def choice_key(state: RunState, bound: OpenedTask, program: Program, plan: Plan, *, workloads: list[str]) -> str:
-    """A digest of all that a choice depends on: program, candidates, importance, data, budget and settings.
+    """A digest of all that a choice depends on: program, candidates, importance, data, budget, adapters and settings.
 
     Args:
         workloads: fingerprints of the samples that cuts are measured on.
@@ -82,6 +83,8 @@ def choice_key(state: RunState, bound: OpenedTask, program: Program, plan: Plan,
     importance = {site.name: state.importance.get(site.name) for site in plan.sites}
     programs = [program_text(program), _weights(program), program_text(state.reference), _weights(state.reference)]
     budgets = [state.recipe.budgets.model_dump(mode="json"), state.headroom]
+    if state.recipe.budgets.limits.resources:  # a plan is then checked as later adapters and files would have it
+        budgets += [[[step.name, step.options] for step in adapter_steps(state)], state.recipe.opset]
     learned = [] if state.profile is None else [_costs_and_interactions(state.profile)]
     return _key([*_surroundings(state, bound), budgets, *workloads, sites, importance, *learned, *programs])
 

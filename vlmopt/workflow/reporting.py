@@ -112,7 +112,10 @@ def _recovery_section(state: RunState) -> dict[str, Any] | None:
         "level": state.recipe.recovery.level,
         "n_trainable": state.tuned.n_trainable,
         "best_epoch": state.tuned.best,
-        "epochs": [asdict(epoch) for epoch in state.tuned.history],
+        "epochs": [
+            {name: value for name, value in asdict(epoch).items() if name != "part_scores"}
+            for epoch in state.tuned.history
+        ],
     }
 
 

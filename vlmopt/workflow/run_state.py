@@ -9,13 +9,15 @@ from pathlib import Path
 
 import torch
 
+from vlmopt.core.facts import ADAPTERS_INSERTED
 from vlmopt.core.ledger import Ledger
 from vlmopt.core.program import Component, Program
 from vlmopt.core.progress import Progress
 from vlmopt.core.workload import Feed
 from vlmopt.planning.cuts import Choice
 from vlmopt.profiling.document import Profile
-from vlmopt.recipe.schema import Recipe
+from vlmopt.recipe.schema import PassStep, Recipe
+from vlmopt.registry import make_pass
 from vlmopt.rundir import RunDirectory
 from vlmopt.tasks.binding import TaskWorkload
 from vlmopt.tuning.gradient import Tuned
@@ -32,7 +34,8 @@ class RunState:
     `reference` is the original as exact and close passes left it before the first cut: what heads without labels are
     fitted to reproduce. `choice` is what the planner chose last, measured on `choice_items` items; None where the
     recipe names every site. `choice_max_drop` is what it was allowed to drop, in points, `headroom` included: what a
-    cut may lose on top of the budget because training follows. `tuned` is how that training went.
+    cut may lose on top of the budget because training follows. `step` is the number of the pass that
+    runs. `tuned` is how that training went.
     `profile_folder` is where the profile is kept for the next try, when this run measured it.
     """
 
@@ -48,6 +51,7 @@ class RunState:
     choice: Choice | None = None
     choice_items: int = 0
     headroom: float = 0.0
+    step: int = 0
     tuned: Tuned | None = None
     choice_max_drop: float | None = None
     profile_folder: Path | None = None
@@ -99,6 +103,14 @@ class RunState:
     def sample_feeds(self, program: Program) -> dict[str, Feed]:
         """A few real samples for every component; random inputs of the right shapes where there is no task."""
         return sample_feeds(program, self.fit, seed=self.recipe.seed)
+
+
+def adapter_steps(state: RunState) -> list[PassStep]:
+    """The recipe's steps behind the present one that insert adapters or fold them."""
+    folders = [Path(folder) for folder in state.recipe.pass_dirs]
+    later = state.recipe.passes[state.step :]
+    made = ((step, make_pass(step.name, step.options, folders)) for step in later)
+    return [step for step, pass_ in made if ADAPTERS_INSERTED in pass_.produces | pass_.requires]
 
 
 def sample_feeds(program: Program, fit: TaskWorkload | None, *, seed: int) -> dict[str, Feed]:

@@ -59,6 +59,7 @@ def _run_once(
     state.reference, state.tuned, state.gates = state.original, None, []
     training = trains_after(passes, state.recipe.recovery)
     for number, pass_ in enumerate(passes, 1):
+        state.step = number
         left = None if not limits else max(0, min(limits) - sum(len(done.applied) for done in steps))
         with state.progress.stage(f"pass {pass_.name}"), state.ledger.timed(f"20-passes/{number:02d}-{pass_.name}"):
             result = run_step(

@@ -16,6 +16,7 @@ from torch import Tensor
 from vlmopt.core.contract import Promise
 from vlmopt.core.errors import VlmoptError
 from vlmopt.core.program import Component, Program
+from vlmopt.core.workload import by_part
 from vlmopt.graph.replay import run_component
 from vlmopt.graph.text import component_text
 from vlmopt.rewrite.invariants import checksum
@@ -76,7 +77,7 @@ class PromiseJudge:
 
     def __init__(self, state: RunState) -> None:
         self._state = state
-        self._baseline: float | None = None
+        self._baseline: dict[str, float] | None = None
         self._equal_files: set[object] = set()
 
     def __call__(self, reached: Reached) -> Finding:
@@ -110,16 +111,19 @@ class PromiseJudge:
         if allowed is None or not judges_drop(self._state):
             return None
         if self._baseline is None:
-            self._baseline = self._metric(self._state.original)
-        limit = allowed.resolve(100.0 * self._baseline)
-        if self._state.recipe.recovery.trains:
-            limit += self._state.recipe.recovery.headroom  # states are judged before training
-        drop = 100.0 * (self._baseline - self._metric(program))
-        if drop <= limit:
-            return None
-        return bad(Fault.DROP, f"the metric drops by {drop:.2f} points on the validation split (allowed {limit:g})")
+            self._baseline = self._metrics(self._state.original)
+        recovery, now = self._state.recipe.recovery, self._metrics(program)
+        headroom = recovery.headroom if recovery.trains else 0.0  # states are judged before training
+        for part, before in self._baseline.items():
+            limit, drop = allowed.resolve(100.0 * before) + headroom, 100.0 * (before - now[part])
+            if drop > limit:
+                of_task = f" of {part}" if part else ""
+                text = f"the metric{of_task} drops by {drop:.2f} points on the validation split (allowed {limit:g})"
+                return bad(Fault.DROP, text)
+        return None
 
-    def _metric(self, program: Program) -> float:
+    def _metrics(self, program: Program) -> dict[str, float]:
+        """By what a drop is taken over: one entry a task, where each is held to the bound by itself."""
         bound, recipe = self._state.bound, self._state.recipe
         assert bound is not None
         limit = min(_VALIDATION_SAMPLES, recipe.num_samples or _VALIDATION_SAMPLES)
@@ -129,7 +133,7 @@ class PromiseJudge:
             feeds = workload.feeds[name]
             tracked = self._state.progress.track(feeds, f"evaluating {name}", total=len(feeds))
             outputs[name] = run_component(component, tracked)
-        return float(workload.item_scores(outputs).mean())
+        return {part: float(own.mean()) for part, own in by_part(workload, workload.item_scores(outputs)).items()}
 
 
 def _content(component: Component) -> tuple[object, ...]:
