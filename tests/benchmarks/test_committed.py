@@ -65,3 +65,16 @@ def test_the_estimators_were_compared_with_every_subset_and_adapters_counted_at_
     )
     assert all(value >= 0.0 for name, value in figures.items() if name.startswith("excess_loss_"))
     assert (RESULTS / "pcetl.md").read_text(encoding="utf-8") == as_table(result)
+
+
+def test_two_real_tasks_were_measured_under_five_budgets_with_their_baselines() -> None:
+    figures = json.loads((RESULTS / "pcetl.json").read_text(encoding="utf-8"))["figures"]
+    for task in ("style", "meaning"):
+        needed = {f"{task}_macs_saved_at_1pt", f"cheap_vs_leave_one_out_spearman_{task}"}
+        needed |= {f"{task}_macs_saved_at_1pt_{method}_head" for method in ("ours", "depth")}
+        assert needed <= set(figures)
+        for budget in (30, 50, 65, 80, 88):
+            ours, depth = (figures[f"{task}_{method}_head_{budget}_drop_points"] for method in ("ours", "depth"))
+            assert ours <= depth
+            assert figures[f"{task}_ours_head_{budget}_macs_saved"] >= budget / 100
+        assert (RESULTS / f"pcetl-{task}.svg").is_file()
