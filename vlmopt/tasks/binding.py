@@ -69,7 +69,7 @@ KINDS: Mapping[TaskKind, Kind] = {
     TaskKind.ZERO_SHOT: Kind(zero_shot_image_classification.bind, zero_shot_image_classification.workload),
     TaskKind.IMAGE_TEXT_RETRIEVAL: Kind(image_text_retrieval.bind, image_text_retrieval.workload),
     TaskKind.VISUAL_QUESTION_ANSWERING: Kind(visual_question_answering.bind, visual_question_answering.workload),
-    TaskKind.MULTI_TASK: Kind(multi_task.bind, multi_task.workload),
+    TaskKind.MULTI_TASK: Kind(image_classification.bind, multi_task.workload),
 }
 
 

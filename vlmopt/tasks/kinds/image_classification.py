@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -106,14 +107,14 @@ class ImageClassification:
     def rows(self, component: str, items: Sequence[int]) -> Sequence[int]:
         return items
 
-    def part(self, items: Sequence[int]) -> ImageClassification:
+    def part(self, items: Sequence[int]) -> Self:
         feeds = {name: feeds.part(items) for name, feeds in self.feeds.items()}
         samples = [self.samples[item] for item in items]
         groups = [self.item_groups[item] for item in items]
         targets = self.targets[list(items)]
         return replace(self, n_items=len(items), feeds=feeds, targets=targets, samples=samples, item_groups=groups)
 
-    def with_wrong_labels(self, share: float, *, seed: int) -> ImageClassification:
+    def with_wrong_labels(self, share: float, *, seed: int) -> Self:
         return replace(self, targets=mislabelled(self.targets, len(self.labels), share, seed=seed))
 
     def queries(self) -> Sequence[Query]:

@@ -2,53 +2,36 @@
 
 An item is an image with the question of one task: only that task's outputs answer it. With `combine: weighted` the
 metric is the weighted mean of the tasks' accuracies (equal weights by default); with `worst` it is that of all items,
-and a bound on the drop holds for every task by itself.
+and a bound on the drop holds for every task by itself. A program is bound as for a single classification.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vlmopt.core.labels import label_blocks, task_of
 from vlmopt.core.program import Program
 from vlmopt.core.workload import HeadBlock, Outputs
-from vlmopt.tasks.answers import Answer, Query, Slice, label_answers, label_queries, label_slices, named_slices
+from vlmopt.tasks.answers import Answer, Slice, label_answers, label_slices, named_slices
 from vlmopt.tasks.dataset import Task
-from vlmopt.tasks.feeding import Batches, Feeder
+from vlmopt.tasks.feeding import Feeder
 from vlmopt.tasks.kinds import image_classification
+from vlmopt.tasks.kinds.image_classification import ImageClassification
 from vlmopt.tasks.mislabelling import mislabelled
 from vlmopt.tasks.scoring import cross_entropy, is_right, percent
 from vlmopt.tasks.splits import Sample
 
 
-def bind(program: Program, task: Task, feeder: Feeder) -> Program:
-    """The image encoder alone, with a Linear of zeros from its features to the labels of all tasks.
-
-    Raises:
-        TaskError: no component reads images alone, or its output is no vector an image.
-    """
-    return image_classification.bind(program, task, feeder)
-
-
 @dataclass(eq=False)
-class MultiTask:
-    """One split; an item is an image with one task's question, and so is a row of the only component."""
+class MultiTask(ImageClassification):
+    """One split; an item is an image with one task's question. `targets` are columns of all tasks' labels."""
 
-    fingerprint: str
-    n_items: int
-    feeds: Mapping[str, Batches]
-    component: str
-    targets: Tensor  # [n], columns of all labels
-    labels: Sequence[str]
-    samples: Sequence[Sample]
-    item_groups: Sequence[str]
-    weights: Mapping[str, float]  # by task; empty where each counts for itself
-    metric: str = "accuracy"
+    weights: Mapping[str, float] = field(default_factory=dict)  # by task; empty where each counts for itself
 
     @property
     def item_tasks(self) -> list[str]:
@@ -107,32 +90,13 @@ class MultiTask:
             found[f"{self.metric} of {name}"] = percent(hits[rows])
         return found
 
-    def head_targets(self, component: str, reference: Outputs) -> Tensor | None:
-        return F.one_hot(self.targets, len(self.labels)).double() if component == self.component else None
-
-    def groups(self, component: str) -> Sequence[str]:
-        return self.item_groups
-
-    def rows(self, component: str, items: Sequence[int]) -> Sequence[int]:
-        return items
-
-    def part(self, items: Sequence[int]) -> MultiTask:
-        feeds = {name: feeds.part(items) for name, feeds in self.feeds.items()}
-        samples = [self.samples[item] for item in items]
-        groups = [self.item_groups[item] for item in items]
-        targets = self.targets[list(items)]
-        return replace(self, n_items=len(items), feeds=feeds, targets=targets, samples=samples, item_groups=groups)
-
-    def with_wrong_labels(self, share: float, *, seed: int) -> MultiTask:
+    def with_wrong_labels(self, share: float, *, seed: int) -> Self:
         """Labels are exchanged within their task."""
         targets = self.targets.clone()
         for block in self.head_blocks():
             items, first = list(block.rows), block.columns[0]
             targets[items] = first + mislabelled(targets[items] - first, len(block.columns), share, seed=seed)
         return replace(self, targets=targets)
-
-    def queries(self) -> Sequence[Query]:
-        return label_queries(self.samples)
 
     def answers(self, outputs: Outputs) -> Sequence[Answer]:
         found = label_answers(self._own(outputs).nan_to_num(neginf=_LOWEST), self.targets, self.labels)
@@ -149,18 +113,9 @@ _LOWEST = torch.finfo(torch.float64).min
 
 def workload(program: Program, task: Task, samples: Sequence[Sample], feeder: Feeder) -> MultiTask:
     """The workload of these samples; `program` comes from `bind`, whatever passes did to it since."""
-    (name,) = program.components
-    images = [sample.image for sample in samples]
+    alone = image_classification.workload(program, task, samples, feeder)
     specification, names = task.specification, [member.specification.name for member in task.members]
     weights = specification.weights or (1.0,) * len(names)
-    return MultiTask(
-        fingerprint=task.fingerprint_of(samples),
-        n_items=len(samples),
-        feeds={name: feeder.feeds(program, program.components[name], images=images, texts=())},
-        component=name,
-        targets=torch.tensor([program.labels.index(sample.label) for sample in samples]),
-        labels=program.labels,
-        samples=samples,
-        item_groups=[sample.group for sample in samples],
-        weights=dict(zip(names, weights, strict=True)) if specification.combine == "weighted" else {},
-    )
+    is_weighted = specification.combine == "weighted"
+    own = {part.name: getattr(alone, part.name) for part in fields(alone)}
+    return MultiTask(**own, weights=dict(zip(names, weights, strict=True)) if is_weighted else {})
