@@ -31,7 +31,8 @@ const light = (c) => {
 const paint = (e) => {
     const style = getComputedStyle(e);
     const isShape = e instanceof SVGGeometryElement;
-    if (e instanceof SVGElement && !isShape) return [0, 0, 0, 0];
+    // a line has no inside, and is thinner than the halo of a text that lies over it
+    if (e instanceof SVGLineElement || e instanceof SVGElement && !isShape) return [0, 0, 0, 0];
     if (isShape && style.fill === 'none') return [0, 0, 0, 0];
     const colour = parse(isShape ? style.fill : style.backgroundColor);
     return [...colour.slice(0, 3), colour[3] * style.opacity * (isShape ? style.fillOpacity : 1)];

@@ -98,6 +98,16 @@ def test_a_spoiled_page_is_noticed(browser: Browser, pages: Path, tmp_path: Path
     assert expected in "\n".join(problems(browser, width=768))
 
 
+def test_a_line_behind_a_text_is_no_colour_behind_it(browser: Browser, pages: Path, tmp_path: Path) -> None:
+    line = "<line x1='40' x2='40' y1='0' y2='30' class='grid'/><text x='40' y='20' text-anchor='middle'>word</text>"
+    text = (pages / "run.html").read_text(encoding="utf-8")
+    (tmp_path / "lined.html").write_text(text.replace("</main>", f"<svg class='plot' height='30'>{line}</svg></main>"))
+    browser.look(width=768)
+    browser.open(tmp_path / "lined.html")
+    browser.run("document.querySelector('main > svg').scrollIntoView();")
+    assert "word" not in "\n".join(problems(browser, width=768))
+
+
 def test_a_request_is_noticed_where_the_policy_of_the_page_is_taken_away(
     browser: Browser, pages: Path, tmp_path: Path
 ) -> None:
