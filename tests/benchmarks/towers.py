@@ -68,11 +68,8 @@ RANDOM_SEEDS = (0, 1)
 EMBEDDED_TASKS = ("colour", "shape", "count", "relation")
 METHODS = ("ours", "depth", "attention", "cosine", *(f"random{seed}" for seed in RANDOM_SEEDS))
 PLAN = [
-    *((method, "head") for method in METHODS),
-    ("ours", "weights"),
-    ("depth", "weights"),
-    ("ours", "closed_form"),
-    ("ours", "adapters"),
+    *((method, level) for level in ("head", "weights") for method in METHODS),
+    *((method, level) for level in ("closed_form", "adapters") for method in ("ours", "depth")),
 ]
 REPORTED = ("drop_points", "low95", "high95", "macs_saved")
 LATENCY_PLAN = (("ours", "head"), ("depth", "head"))
@@ -92,14 +89,14 @@ class Bench:
     outputs: dict[tuple[int, str], LazyOutputs]
 
 
-def cells_of(task: str, plan: Sequence[tuple[str, str]] = PLAN) -> list[dict[str, Any]]:
-    """The cells of a task that the plan of methods and levels names: measured before, or now."""
+def cells_of(task: str, plan: Sequence[tuple[str, str]] = PLAN, *, device: str = "cpu") -> list[dict[str, Any]]:
+    """The cells of a task that the plan of methods and levels names: measured before, or now on this device."""
     path = cache() / "benchmarks" / f"{task}.json"
     cells = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     wanted = [(method, level, budget) for method, level in plan for budget in budgets_of(task, method)]
     missing = [key for key in wanted if key not in {(c["method"], c["level"], c["budget"]) for c in cells}]
     if missing:
-        for cell in _measured(task, missing, cells):
+        for cell in _measured(task, missing, cells, device):
             cells.append(cell)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(cells, indent=1), encoding="utf-8")
@@ -127,12 +124,12 @@ def places(task: str) -> tuple[Path, Path]:
 
 
 def _measured(
-    task: str, missing: Sequence[tuple[str, str, float]], cells: Sequence[dict[str, Any]]
+    task: str, missing: Sequence[tuple[str, str, float]], cells: Sequence[dict[str, Any]], device: str
 ) -> Iterator[dict[str, Any]]:
     """The missing cells one after another; `cells` grows meanwhile."""
     cuts = {(cell["method"], cell["budget"]): cell["cut"] for cell in cells}
     with tempfile.TemporaryDirectory() as folder:
-        bench = _opened(task, Path(folder))
+        bench = _opened(task, Path(folder), device)
         test = bench.test_source.source.open_test(bench.original)
         whole = _scores(bench.original, test)
         chooser = _Chooser(bench)
@@ -167,9 +164,9 @@ def _measured(
             }
 
 
-def _opened(task: str, folder: Path) -> Bench:
+def _opened(task: str, folder: Path, device: str = "cpu") -> Bench:
     model, data = places(task)
-    opened = open_model(str(model), device="cpu", dtype="float32", allow_pickle=False, progress=Silent())
+    opened = open_model(str(model), device=device, dtype="float32", allow_pickle=False, progress=Silent())
     bound, apart = (open_task(opened, str(data), seed=SEED, progress=Silent()) for _ in range(2))
     state = _state(Recipe(model=str(model), task=str(data)), folder / "set-up", opened, bound)
     with state.run:
@@ -353,7 +350,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task")
     parser.add_argument("cells", nargs="*", metavar="METHOD:LEVEL", help="all by default")
+    parser.add_argument("--device", default="cpu", help="where torch computes")
     arguments = parser.parse_args()
     pairs = [tuple(cell.split(":")) for cell in arguments.cells]
-    cells_of(arguments.task, [(method, level) for method, level in pairs] or PLAN)
+    cells_of(arguments.task, [(method, level) for method, level in pairs] or PLAN, device=arguments.device)
     sys.exit(0)
