@@ -152,7 +152,7 @@ class _Training:
     ) -> None:
         self.program, self.weights, self.fit, self.check = program, dict(weights), fit, check
         self.teacher, self.settings, self.progress, self.store = teacher, settings, progress, store
-        self.optimizer = torch.optim.AdamW(self._groups(), betas=(0.9, 0.98))
+        self.optimizer = torch.optim.AdamW(self._groups(), betas=(0.9, 0.98), fused=True)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.n_steps = settings.epochs * -(-fit.n_items // settings.batch_items)
         self.history: list[Epoch] = []
