@@ -136,6 +136,10 @@ def test_weights_make_the_metric_a_mean_over_tasks(
     assert workload.metrics({"image_encoder": outputs})["accuracy"] == pytest.approx(75)
     assert float(workload.item_scores({"image_encoder": outputs}).mean()) == pytest.approx(0.75)
     assert set(parts_of(workload)) == {""}
+    task.path.write_text(task.path.read_text().replace("[3, 1]", "[1, 3]"))  # other losses: no profile fits both
+    assert TaskSource(load_task(task.path), preprocessor).workload(program, "validation").fingerprint not in (
+        workload.fingerprint, load_task(task.path).fingerprint,
+    )  # fmt: skip
 
 
 def test_a_part_is_the_same_items_again(dual: Program, preprocessor: SmallPreprocessor, write_task: WriteTask) -> None:

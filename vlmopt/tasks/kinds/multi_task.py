@@ -7,6 +7,8 @@ and a bound on the drop holds for every task by itself. A program is bound as fo
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Self
@@ -118,4 +120,10 @@ def workload(program: Program, task: Task, samples: Sequence[Sample], feeder: Fe
     weights = specification.weights or (1.0,) * len(names)
     is_weighted = specification.combine == "weighted"
     own = {part.name: getattr(alone, part.name) for part in fields(alone)}
+    own["fingerprint"] = _fingerprint(alone.fingerprint, weights if is_weighted else ())
     return MultiTask(**own, weights=dict(zip(names, weights, strict=True)) if is_weighted else {})
+
+
+def _fingerprint(samples: str, weights: Sequence[float]) -> str:
+    """sha256 over the samples and how the tasks are combined: both make a profile's losses."""
+    return hashlib.sha256(json.dumps([samples, *weights]).encode()).hexdigest()
