@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.benchmarks import contract, frame, pcetl, picture, readme
+from tests.benchmarks import contract, frame, pcetl, picture, readme, towers
 
 RESULTS = Path(__file__).parent / "results"
 BENCHMARKS = {"frame": frame.parts, "contract": contract.parts, "pcetl": pcetl.parts}
+README_TABLES = {
+    "frame": readme.before_after,
+    "pcetl": partial(readme.under_budgets, budgets=(*towers.BUDGETS, *itertools.chain(*towers.MORE_BUDGETS.values()))),
+}
 PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "numpy")
 
 
@@ -33,9 +39,9 @@ def main() -> int:
         print(as_table(result))
         if name == "pcetl":
             draw_pictures(result)
-        if name == "frame":
+        if name in README_TABLES:
             text = readme.README.read_text(encoding="utf-8")
-            readme.README.write_text(readme.with_table(text, readme.before_after(result)), encoding="utf-8")
+            readme.README.write_text(readme.with_table(text, name, README_TABLES[name](result)), encoding="utf-8")
     return 0
 
 

@@ -1,12 +1,18 @@
-"""The README's before/after table, made from `results/frame.json` and from nothing else."""
+"""The README's tables, made from `results/frame.json` and `results/pcetl.json` and from nothing else."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 README = Path(__file__).resolve().parents[2] / "README.md"
-START, END = "<!-- bench:frame -->", "<!-- /bench:frame -->"
+LEVELS = {"head": "head fitted", "weights": "weights trained"}
+ASKED = {
+    "style": "which drawing style?",
+    "meaning": "what kind of thing?",
+    "retrieval": "which name? (a drawing style never trained on)",
+    "count": "how many? (embedded, drawn scenes)",
+}
 
 
 def before_after(result: Mapping[str, object]) -> str:
@@ -55,8 +61,38 @@ def _task_row(name: str, title: str, figures: Mapping[str, float]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def with_table(readme: str, table: str) -> str:
-    """The README with the table between its two marks."""
-    head, _, rest = readme.partition(START)
-    _, _, tail = rest.partition(END)
-    return f"{head}{START}\n{table}\n{END}{tail}"
+def under_budgets(result: Mapping[str, object], budgets: Sequence[float]) -> str:
+    """What our cuts and truncations lose under every budget, as Markdown."""
+    figures = result["figures"]
+    assert isinstance(figures, dict)
+    columns = [f"{method}, {words}" for words in LEVELS.values() for method in ("our cut", "truncation")]
+    intro = "Under budgets of multiply-accumulates, on test items that nothing else looked at"
+    lines = [
+        f"{intro} (points lost, with 95 % limits; below zero is a gain):",
+        "",
+        f"| task | MACs saved | {' | '.join(columns)} |",
+        f"|---|---:|{'---:|' * len(columns)}",
+    ]
+    for task, title in ASKED.items():
+        for budget in sorted({round(100 * budget) for budget in budgets}):
+            if f"{task}_ours_head_{budget}_macs_saved" in figures:
+                pairs = [(method, level) for level in LEVELS for method in ("ours", "depth")]
+                drops = [_drop(figures, f"{task}_{method}_{level}_{budget}") for method, level in pairs]
+                saved = 100 * figures[f"{task}_ours_head_{budget}_macs_saved"]
+                lines.append(f"| {title} | {saved:.0f} % | {' | '.join(drops)} |")
+    return "\n".join(lines)
+
+
+def _drop(figures: Mapping[str, float], stem: str) -> str:
+    if f"{stem}_drop_points" not in figures:
+        return "not measured"
+    drop, low, high = (figures[f"{stem}_{key}"] for key in ("drop_points", "low95", "high95"))
+    return f"{drop:.1f} ({low:.1f} to {high:.1f})"
+
+
+def with_table(readme: str, name: str, table: str) -> str:
+    """The README with the table between the two marks of this name."""
+    start, end = f"<!-- bench:{name} -->", f"<!-- /bench:{name} -->"
+    head, _, rest = readme.partition(start)
+    _, _, tail = rest.partition(end)
+    return f"{head}{start}\n{table}\n{end}{tail}"

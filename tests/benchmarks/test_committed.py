@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from tests.benchmarks import readme
-from tests.benchmarks.__main__ import as_table
+from tests.benchmarks.__main__ import README_TABLES, as_table
 
 RESULTS = Path(__file__).parent / "results"
 NEEDED = {
@@ -32,14 +32,14 @@ def test_tables_are_made_from_the_committed_figures() -> None:
     result = json.loads((RESULTS / "frame.json").read_text(encoding="utf-8"))
     assert (RESULTS / "frame.md").read_text(encoding="utf-8") == as_table(result)
     text = readme.README.read_text(encoding="utf-8")
-    assert readme.with_table(text, readme.before_after(result)) == text
+    assert readme.with_table(text, "frame", readme.before_after(result)) == text
 
 
 def test_an_edited_figure_is_noticed() -> None:
     result = json.loads((RESULTS / "frame.json").read_text(encoding="utf-8"))
     result["figures"]["style_latency_ratio"] += 1.0
     text = readme.README.read_text(encoding="utf-8")
-    assert readme.with_table(text, readme.before_after(result)) != text
+    assert readme.with_table(text, "frame", readme.before_after(result)) != text
 
 
 def test_the_contract_is_what_the_harness_holds_today() -> None:
@@ -65,6 +65,8 @@ def test_the_estimators_were_compared_with_every_subset_and_adapters_counted_at_
     )
     assert all(value >= 0.0 for name, value in figures.items() if name.startswith("excess_loss_"))
     assert (RESULTS / "pcetl.md").read_text(encoding="utf-8") == as_table(result)
+    text = readme.README.read_text(encoding="utf-8")
+    assert readme.with_table(text, "pcetl", README_TABLES["pcetl"](result)) == text
 
 
 def test_two_real_tasks_were_measured_under_five_budgets_with_their_baselines() -> None:
