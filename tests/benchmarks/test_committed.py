@@ -80,3 +80,14 @@ def test_two_real_tasks_were_measured_under_five_budgets_with_their_baselines() 
             assert ours <= depth
             assert figures[f"{task}_ours_head_{budget}_macs_saved"] >= budget / 100
         assert (RESULTS / f"pcetl-{task}.svg").is_file()
+
+
+def test_name_retrieval_and_a_fused_model_were_measured_with_every_baseline() -> None:
+    figures = json.loads((RESULTS / "pcetl.json").read_text(encoding="utf-8"))["figures"]
+    for task in ("retrieval", "count"):
+        methods = ("ours", "depth", "attention", "cosine", "random")
+        assert {f"{task}_macs_saved_at_1pt_{method}_head" for method in methods} <= set(figures)
+        assert {f"{task}_macs_saved_at_1pt_{method}_weights" for method in ("ours", "depth")} <= set(figures)
+        for budget in (30, 50, 65, 80, 88):
+            assert figures[f"{task}_ours_head_{budget}_macs_saved"] >= budget / 100
+        assert (RESULTS / f"pcetl-{task}.svg").is_file()
