@@ -270,7 +270,9 @@ class _Training:
                 weight.copy_(tensors[f"now|{name}"])
                 self.best_weights[name] = tensors[f"best|{name}"].to(weight)
                 keys = ("step", "exp_avg", "exp_avg_sq")
-                self.optimizer.state[weight] = {key: tensors[f"optimizer|{name}|{key}"] for key in keys}
+                self.optimizer.state[weight] = {
+                    key: tensors[f"optimizer|{name}|{key}"].to(weight.device) for key in keys
+                }
         self.step, self.best, self.history = kept.step, kept.best, list(kept.history)
         return True
 
