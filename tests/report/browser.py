@@ -35,13 +35,14 @@ class Browser:
     """One page at a time."""
 
     def __init__(self, session_url: str) -> None:
-        self._url = session_url
+        self._url, self._page = session_url, ""
 
     def open(self, page: Path) -> None:
         """Loads a page; what was logged before is forgotten."""
         for kind in ("browser", "performance"):
             self.log(kind)
-        self._post("url", {"url": page.as_uri()})
+        self._page = page.as_uri()
+        self._post("url", {"url": self._page})
 
     def run(self, script: str, *arguments: object) -> Any:
         """What the body of a function returns in the page."""
@@ -72,13 +73,10 @@ class Browser:
         return entries
 
     def requests(self) -> list[str]:
-        """Addresses that were asked for since the last call."""
+        """Addresses that the page asked for since the last call; those of the browser's own start page are left out."""
         messages = [json.loads(entry["message"])["message"] for entry in self.log("performance")]
-        return [
-            message["params"]["request"]["url"]
-            for message in messages
-            if message["method"] == "Network.requestWillBeSent"
-        ]
+        sent = [message["params"] for message in messages if message["method"] == "Network.requestWillBeSent"]
+        return [one["request"]["url"] for one in sent if one["documentURL"].split("#")[0] == self._page]
 
     def screenshot(self, path: Path) -> None:
         """The whole page."""
