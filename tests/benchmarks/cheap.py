@@ -33,7 +33,8 @@ N_ITEMS, N_FEW = 512, 64
 N_DRAWS = 2
 TWENTIETH = N_ITEMS // 20  # rows at which a score that looks at rows alone costs a twentieth of the reference
 SAMPLED = ("logit-distortion", "feature-distortion", "compensated-distortion")
-OTHERS = ("gate-gradient", "fisher", "block-influence")  # bandit and ridge: `overlap`, on the same evaluations
+OTHERS = ("gate-gradient", "fisher", "block-influence")
+OF_SUBSETS = ("das-bandit", "subset-ridge")  # both on the same evaluations; not cheap, and what the paper does
 N_SUBSETS, SUBSET_SIZES = 24, (2, 10)
 
 
@@ -61,6 +62,8 @@ def figures(task: str) -> dict[str, float]:
         for rows in (TWENTIETH, N_FEW):
             made = [_estimate(case, name, rows, seed=seed) for seed in range(N_DRAWS)]
             found |= _row(case, f"{name}-{rows}", task, made)
+    for name in OF_SUBSETS:
+        found |= _row(case, name, task, [_estimate(case, name, N_ITEMS, seed=0, scoring="refit")])
     found |= _halves(case, task)
     found |= _subsets(case, task)
     best = f"compensated_distortion_{TWENTIETH}"
@@ -81,8 +84,8 @@ def _case(task: str) -> Case:
     return Case(program, workload, sites, reference)
 
 
-def _estimate(case: Case, name: str, rows: int, *, seed: int) -> Estimate:
-    estimator = make_estimator(name, "raw", with_layers=False, sample_size=rows)
+def _estimate(case: Case, name: str, rows: int, *, seed: int, scoring: str = "raw") -> Estimate:
+    estimator = make_estimator(name, scoring, with_layers=False, sample_size=rows)
     return estimator.estimate(case.program, case.workload, progress=Silent(), checkpoint=no_checkpoint, seed=seed)
 
 

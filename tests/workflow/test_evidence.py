@@ -320,3 +320,25 @@ def test_pictures_that_are_gone_and_sites_beyond_the_limit_are_said(clip: Path, 
     assert "images/" in missing[0]
     reasons = [branch["reason"] for branch in report["branches"]]
     assert reasons == [""] * 5 + ["2 skip-branches: the largest number of sites was reached"]
+
+
+def test_a_second_cut_behind_changed_components_counts_its_drop_from_the_original(
+    clip: Path, workshop: Workshop, tmp_path: Path
+) -> None:
+    task = str(workshop.task("zero-shot-image-classification"))
+    recipe = {"model": str(clip), "task": task, "budgets": {"max_drop": 100}}
+
+    def plan_behind(name: str, *first: object) -> Any:
+        recipe["passes"] = [*first, "fold-fixed-inputs", "skip-branches"]
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+        assert (
+            entry.run(["optimize", "-q", "--recipe", str(tmp_path / f"{name}.yaml"), "-o", str(tmp_path / name)]) == 0
+        )
+        return report_of(tmp_path / name)["plan"]
+
+    whole = plan_behind("whole")
+    twice = plan_behind("twice", {"skip-branches": {"branches": ["vision_model.encoder.layers.2.mlp"]}})
+    all_cut = max(whole["trials"], key=lambda trial: trial["n_cut"])
+    rest = max(twice["trials"], key=lambda trial: trial["n_cut"])
+    assert rest["n_cut"] == all_cut["n_cut"] - 1
+    assert rest["drop_points"] == pytest.approx(all_cut["drop_points"])

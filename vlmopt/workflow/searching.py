@@ -49,7 +49,7 @@ def choose_measured(
             bound,
             candidates_of(plan, profile),
             lambda fit: state.outputs_of(state.reference, fit),
-            original=_cut_before(state, program),
+            original=None if state.reference is program else state.reference,
             limit=min(limits),
             seed=state.recipe.seed,
             progress=state.progress,
@@ -58,15 +58,6 @@ def choose_measured(
     measured = MeasuredChoice(choice, fit.n_items + check.n_items, max_drop)
     keep_choice(state.run, key, measured)
     return measured
-
-
-def _cut_before(state: RunState, program: Program) -> Program | None:
-    """The original, where an earlier pass of the recipe has cut the program: the bound is on what is lost in all.
-
-    None where it was not, or where the program has other components by now and its items cannot be compared.
-    """
-    is_same_shape = state.reference.components.keys() == program.components.keys()
-    return state.reference if state.reference is not program and is_same_shape else None
 
 
 def measured_planner(

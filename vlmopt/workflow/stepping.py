@@ -78,10 +78,20 @@ def _run_once(
             program = recovered(state, result)
             if number == training and any(step.promise is Promise.LOSSY and step.applied for step in steps):
                 program = tuned(state, program)
-            if all(step.promise is not Promise.LOSSY or not step.applied for step in steps):
-                state.reference = program
+            is_cut = any(step.promise is Promise.LOSSY and step.applied for step in steps)
+            state.reference = program if not is_cut else reference_after(state, state.reference, pass_, result)
     state.optimized = program
     return steps
+
+
+def reference_after(state: RunState, reference: Program, pass_: Pass, result: StepResult) -> Program:
+    """The original behind a step that follows the first cut: its components must stay comparable with the program's.
+
+    Until then the program itself is the reference.
+    """
+    if pass_.promise is Promise.LOSSY or not pass_.changes_signature or not result.applied:
+        return reference
+    return run_step(reference, pass_, Context(seed=state.recipe.seed), step=result.step).program
 
 
 def _chosen(state: RunState, fuel: int | None, program: Program, plan: Plan) -> list[Site]:

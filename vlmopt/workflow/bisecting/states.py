@@ -18,6 +18,7 @@ from vlmopt.rewrite.pipeline import Choose, Observer, StepResult, run_step
 from vlmopt.workflow.choosing import choose_sites
 from vlmopt.workflow.recovering import recovered
 from vlmopt.workflow.run_state import RunState
+from vlmopt.workflow.stepping import reference_after
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ class SiteLine:
             program = step.after
             n_applied += len(step.result.applied)
             is_cut = is_cut or (pass_.promise is Promise.LOSSY and bool(step.result.applied))
-            reference = reference if is_cut else program
+            reference = program if not is_cut else reference_after(state, reference, pass_, step.result)
 
     def _complete(self, step: _Step, fuel: int | None) -> bool:
         """Runs a step whole; False where it fails."""
