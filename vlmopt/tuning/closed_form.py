@@ -38,14 +38,16 @@ def recover_heads(
     Args:
         reference: the original program's outputs on the same samples, which heads without labels reproduce.
     """
-    features: dict[str, Tensor] = {}
-    for name in sorted(components & program.components.keys()):
-        component, feeds = program.components[name], workload.feeds[name]
-        target = head_features(component, program.heads.get(name))
-        tracked = progress.track(feeds, f"fitting the head of {name}", total=len(feeds))
-        features[name] = run_component(component, tracked, target)
+    names = sorted(components & program.components.keys())
+    features = {name: _features(program, program.components[name], name, workload, progress) for name in names}
     with torch.no_grad():
         return refit_heads(program, features, workload, reference, seed=seed)
+
+
+def _features(program: Program, component: Component, name: str, workload: Workload, progress: Progress) -> Tensor:
+    """What the head of the component reads, for every sample."""
+    feeds = progress.track(workload.feeds[name], f"features of {name}", total=len(workload.feeds[name]))
+    return run_component(component, feeds, head_features(component, program.heads.get(name)))
 
 
 # Compensation looks at so many rows at once: their streams and one layer's hidden values are in memory together.
@@ -80,28 +82,32 @@ def recover_closed_form(
         original: the program before the cut, whose streams the kept branches are fitted to.
         reference: the original's outputs on the samples of both workloads.
     """
-    fitting = reference[0]
-    plain = recover_heads(program, workload, fitting, components=components, progress=progress, seed=seed)
-    parts, taken, losses = dict(program.components), {}, {}
-    for name in sorted(components & program.components.keys() & original.components.keys()):
+    sides = (workload, check)
+    parts, features = dict(program.components), dict[str, Tensor]()
+    taken, losses = dict[str, tuple[Compensation, ...]](), dict[str, tuple[float, float]]()
+    for name in sorted(components & program.components.keys()):
+        features[name] = _features(program, parts[name], name, workload, progress)
         made, found = _compensated(program, original, name, workload, progress)
         if not found:
             continue
-        sides = (workload, check)
-        both = [_unseen_loss(program, one, name, sides, reference, progress, seed) for one in (parts[name], made)]
-        losses[name] = (both[0], both[1])
-        if both[1] < both[0]:
-            parts[name], taken[name] = made, found
-    if not taken:
-        return Recovered(plain, {}, losses)
-    better = program.with_components(parts)
-    better = recover_heads(better, workload, fitting, components=components, progress=progress, seed=seed)
+        closer = _features(program, made, name, workload, progress)
+        before, after = (
+            _unseen_loss(program, part, name, fitting, sides, reference, progress, seed)
+            for part, fitting in ((parts[name], features[name]), (made, closer))
+        )
+        losses[name] = (before, after)
+        if after < before:
+            parts[name], features[name], taken[name] = made, closer, found
+    with torch.no_grad():
+        better = refit_heads(program.with_components(parts), features, workload, reference[0], seed=seed)
     return Recovered(better, taken, losses)
 
 
 def _compensated(
     program: Program, original: Program, name: str, workload: Workload, progress: Progress
 ) -> tuple[Component, tuple[Compensation, ...]]:
+    if name not in original.components:
+        return program.components[name], ()
     feeds: list[Feed] = []
     n_rows = 0
     for feed in workload.feeds[name]:
@@ -120,19 +126,20 @@ def _unseen_loss(
     program: Program,
     component: Component,
     name: str,
+    fitting: Tensor,
     workloads: tuple[Workload, Workload],
     references: tuple[Outputs, Outputs],
     progress: Progress,
     seed: int,
 ) -> float:
-    """Task loss on the second workload with this component, its head fitted on the first; all else is the reference."""
-    target = head_features(component, program.heads.get(name))
-    values = []
-    for workload in workloads:
-        feeds = progress.track(workload.feeds[name], f"comparing {name}", total=len(workload.feeds[name]))
-        values.append(run_component(component, feeds, target))
+    """Task loss on the second workload with this component, its head fitted on the first; all else is the reference.
+
+    Args:
+        fitting: the component's features on the first workload.
+    """
+    checking = _features(program, component, name, workloads[1], progress)
     prior = prior_weight(program, name)
-    fit = fit_head(name, values[0], workloads[0], references[0], prior=prior, seed=seed)
-    outputs = dict(references[1])
-    outputs[name] = values[1] if fit is None else fit.outputs(values[1])
+    fit = fit_head(name, fitting, workloads[0], references[0], prior=prior, seed=seed)
+    outputs = {other: references[1][other] for other in references[1] if other != name}  # a lazy one runs what is asked
+    outputs[name] = checking if fit is None else fit.outputs(checking)
     return float(workloads[1].losses(outputs).mean())
