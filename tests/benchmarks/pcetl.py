@@ -2,8 +2,9 @@
 
 `counts`: parameters of the adapters of the papers at real size (`counts.py`).
 
-`cheap-TASK`: estimators against leave-one-out with re-fitted heads (`cheap.py`). `TASK`: every method and recovery
-under five budgets (`towers.py`). `pipeline`: seconds of the main job.
+`cheap-TASK`: estimators against leave-one-out with re-fitted heads (`cheap.py`). `precision-TASK`: what measuring in
+bfloat16 changes (`precision.py`). `TASK`: every method and recovery under five budgets (`towers.py`). `pipeline`:
+seconds of the main job.
 
 `overlap`: the embedded question answering model has 16 branches; all 1,820 ways to skip four of them are evaluated on
 the profile split, so the truly best one is known. Every estimator names four branches; what is compared is how many of
@@ -28,7 +29,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tests.benchmarks import cheap, counts, towers
+from tests.benchmarks import cheap, counts, precision, towers
 from vlmopt.core.errors import EXIT_DIFFERENT
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Silent
@@ -54,8 +55,9 @@ def parts() -> Mapping[str, Callable[[], dict[str, float]]]:
     """What can be measured on its own."""
     fixed = {"counts": counts.adapter_counts, "overlap": _overlaps}
     on_tower = {f"cheap-{task}": partial(cheap.figures, task) for task in TOWER_TASKS}
+    half = {f"precision-{task}": partial(precision.figures, task) for task in TOWER_TASKS}
     budgets = {task: partial(_under_budgets, task) for task in (*TOWER_TASKS, TASK)}
-    return fixed | on_tower | budgets | {"pipeline": _pipeline_seconds}
+    return fixed | on_tower | half | budgets | {"pipeline": _pipeline_seconds}
 
 
 def _under_budgets(task: str) -> dict[str, float]:

@@ -38,11 +38,15 @@ class Prefix(Protocol):
 class Replay:
     """One component with its branches, ready to be run on batches under any set of skips.
 
-    `target` is the node whose value is wanted (the features that a head reads, or the output).
+    `target` is the node whose value is wanted (the features that a head reads, or the output). With `precision`
+    bfloat16 the products of a float32 component are computed in it (autocast), and what is returned is float32.
     """
 
-    def __init__(self, component: Component, branches: Sequence[Branch], target: fx.Node) -> None:
+    def __init__(
+        self, component: Component, branches: Sequence[Branch], target: fx.Node, *, precision: torch.dtype | None = None
+    ) -> None:
         self.component, self.target = component, target
+        self._is_half = precision is torch.bfloat16
         self.branches = {branch.name: branch for branch in branches}
         self._nodes = list(component.graph.graph.nodes)
         self._order = {node: i for i, node in enumerate(self._nodes)}
@@ -74,12 +78,13 @@ class Replay:
         """
         wanted = list(subsets)
         shared = self._sums(frozenset.intersection(*wanted)) if wanted else {}
-        with torch.no_grad():
+        with torch.no_grad(), self._products():
             base, cache = self._base(feed, shared, {} if prefix is None else prefix.values)
             if prefix is not None and not shared:
                 prefix.keep(cache)
             sums = [self._sums(skips) for skips in wanted]
-            return [(base if own == shared else self._variant(feed, cache, shared, own)).cpu() for own in sums]
+            found = (base if own == shared else self._variant(feed, cache, shared, own) for own in sums)
+            return [self._returned(value) for value in found]
 
     def computed(self, subsets: Iterable[Skips]) -> list[fx.Node]:
         """The nodes that `variants` computes for these subsets, each as often as it does: what a batch costs."""
@@ -95,8 +100,14 @@ class Replay:
     def run(self, feed: Feed, skips: Skips) -> Tensor:
         """The target's value under one set of skips, without caching anything."""
         sums = self._sums(skips)
-        with torch.no_grad():
-            return self._run(self._needed(sums, set()), feed, sums, {}, keep=None).cpu()
+        with torch.no_grad(), self._products():
+            return self._returned(self._run(self._needed(sums, set()), feed, sums, {}, keep=None))
+
+    def _products(self) -> torch.autocast:
+        return torch.autocast(device_of(self.component.graph).type, torch.bfloat16, enabled=self._is_half)
+
+    def _returned(self, value: Tensor) -> Tensor:
+        return value.float().cpu() if self._is_half and value.is_floating_point() else value.cpu()
 
     def _base(self, feed: Feed, sums: Sums, known: Mapping[fx.Node, object]) -> tuple[Tensor, dict[fx.Node, object]]:
         """The run that all variants share, and the values of it that they may start from."""

@@ -20,6 +20,7 @@ from vlmopt.core.workload import Outputs, Workload, parts_of
 from vlmopt.graph.branches import by_component, find_branches
 from vlmopt.graph.clusters import clustered
 from vlmopt.graph.head import head_features
+from vlmopt.graph.precision import measuring_precision
 from vlmopt.graph.prefixes import Prefixes
 from vlmopt.graph.refit import fit_head, prior_weight
 from vlmopt.graph.replay import Replay
@@ -210,4 +211,5 @@ def _hidden_groups(groups: Sequence[str], share: float, *, seed: int) -> frozens
 
 def _replay(program: Program, name: str) -> Replay:
     component = program.components[name]
-    return Replay(component, find_branches(component.graph), head_features(component, program.heads.get(name)))
+    target = head_features(component, program.heads.get(name))
+    return Replay(component, find_branches(component.graph), target, precision=measuring_precision(component))

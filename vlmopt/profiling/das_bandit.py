@@ -27,6 +27,7 @@ from vlmopt.core.errors import ProfileError
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Progress
 from vlmopt.core.workload import Workload
+from vlmopt.graph.precision import lowered_precision
 from vlmopt.profiling.estimator import Checkpoint, Estimate, Evaluation, Score, Unit, program_units
 from vlmopt.profiling.subset_losses import SubsetLosses
 
@@ -68,7 +69,8 @@ class DasBandit:
             nothing,
             units=program_units(program, workload, with_layers=self.with_layers),
         )
-        return Estimate(scores, float("nan"), found.forward_passes, subsets=found.log)
+        precision = lowered_precision(program.components[name] for name in workload.feeds)
+        return Estimate(scores, float("nan"), found.forward_passes, subsets=found.log, precision=precision)
 
     def search(
         self, program: Program, workload: Workload, *, progress: Progress, checkpoint: Checkpoint, seed: int

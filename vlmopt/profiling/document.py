@@ -110,6 +110,7 @@ class Profile(_Strict):
     unit: str
     seed: int
     dtype: str
+    measured_in: str | None = None  # the precision of products, where it is not the dtype
     versions: dict[str, str]
     cost: ProfileCost
     reference_loss: float | None

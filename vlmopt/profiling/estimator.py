@@ -79,7 +79,9 @@ class Stability:
 
 @dataclass(frozen=True)
 class Estimate:
-    """All scores of a program; `forward_passes` is the cost in full passes over one sample."""
+    """All scores of a program; `forward_passes` is the cost in full passes over one sample, `precision` that of the
+    products where it is not the program's own.
+    """
 
     scores: tuple[Score, ...]
     reference_loss: float
@@ -87,6 +89,7 @@ class Estimate:
     interactions: tuple[Interaction, ...] = ()
     subsets: tuple[Evaluation, ...] = ()
     stability: Stability | None = None
+    precision: str | None = None
 
 
 # Hands back what an earlier, interrupted run computed under this key, or computes it and keeps it.

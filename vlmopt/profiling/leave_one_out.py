@@ -21,6 +21,7 @@ from vlmopt.graph.branches import find_branches
 from vlmopt.graph.clusters import clustered
 from vlmopt.graph.head import head_features
 from vlmopt.graph.modules import output_values
+from vlmopt.graph.precision import lowered_precision, measuring_precision
 from vlmopt.graph.refit import fit_head, prior_weight
 from vlmopt.graph.replay import Replay, run_component
 from vlmopt.profiling.estimator import Checkpoint, Estimate, Score, Unit, refuse_not_finite, units_of
@@ -72,7 +73,8 @@ class LeaveOneOut:
                     everything, torch.stack(differences), workload, reference, again, seed=seed
                 )
         passes = self._passes(program, workload, units)
-        return Estimate(tuple(scores), reference_loss, passes, stability=stability)
+        precision = lowered_precision(program.components[name] for name in units)
+        return Estimate(tuple(scores), reference_loss, passes, stability=stability, precision=precision)
 
     def _units(self, program: Program, name: str) -> list[Unit]:
         return units_of(name, find_branches(program.components[name].graph), with_layers=self.with_layers)
@@ -82,7 +84,7 @@ class LeaveOneOut:
         target = output_values(component.graph)[0]
         if self.is_refit:
             target = head_features(component, program.heads.get(name))
-        return Replay(component, find_branches(component.graph), target)
+        return Replay(component, find_branches(component.graph), target, precision=measuring_precision(component))
 
     def _passes(self, program: Program, workload: Workload, units: Mapping[str, Sequence[Unit]]) -> float:
         """The reference, the whole and every unit, by what each of them computes."""

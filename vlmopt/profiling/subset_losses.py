@@ -14,6 +14,7 @@ from vlmopt.core.workload import Workload
 from vlmopt.graph.branches import by_component, find_branches
 from vlmopt.graph.head import head_features
 from vlmopt.graph.modules import output_values
+from vlmopt.graph.precision import measuring_precision
 from vlmopt.graph.refit import fit_head, prior_weight
 from vlmopt.graph.replay import Replay, run_component
 from vlmopt.profiling.estimator import refuse_not_finite
@@ -44,7 +45,7 @@ class SubsetLosses:
         target = output_values(component.graph)[0]
         if self.is_refit:
             target = head_features(component, self.program.heads.get(name))
-        return Replay(component, find_branches(component.graph), target)
+        return Replay(component, find_branches(component.graph), target, precision=measuring_precision(component))
 
     def batches(self) -> list[int]:
         """The batches that can be measured: a head cannot be cross-fitted on items of one group.

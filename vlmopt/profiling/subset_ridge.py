@@ -22,6 +22,7 @@ from vlmopt.core.errors import ProfileError
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Progress
 from vlmopt.core.workload import Workload
+from vlmopt.graph.precision import lowered_precision
 from vlmopt.profiling.das_bandit import DasBandit, scores_of_arms
 from vlmopt.profiling.estimator import Checkpoint, Estimate, Evaluation, Interaction, Unit, program_units
 
@@ -62,7 +63,10 @@ class SubsetRidge:
         pairs = tuple(
             Interaction(found.arms[i].site, found.arms[j].site, value) for (i, j), value in fit.interactions.items()
         )
-        return Estimate(scores, float("nan"), found.forward_passes, interactions=pairs, subsets=found.log)
+        precision = lowered_precision(program.components[name] for name in workload.feeds)
+        return Estimate(
+            scores, float("nan"), found.forward_passes, interactions=pairs, subsets=found.log, precision=precision
+        )
 
 
 def ridge_scores(log: Sequence[Evaluation], arms: Sequence[Unit], *, seed: int = 0) -> RidgeScores:

@@ -170,6 +170,7 @@ def measure_profile(
         unit=estimator.unit,
         seed=seed,
         dtype=dtype,
+        measured_in=estimate.precision,
         versions=versions(),
         cost=ProfileCost(forward_passes=estimate.forward_passes, seconds=round(time.perf_counter() - start, 2)),
         reference_loss=None if math.isnan(estimate.reference_loss) else estimate.reference_loss,
