@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -103,6 +103,22 @@ class Replay:
         with torch.no_grad(), self._products():
             return self._returned(self._run(self._needed(sums, set()), feed, sums, {}, keep=None))
 
+    def run_keeping(self, feed: Feed, nodes: Collection[fx.Node]) -> tuple[Tensor, dict[fx.Node, object]]:
+        """The target's value without skips, and those of the nodes."""
+        values: dict[fx.Node, object] = {}
+        with torch.no_grad(), self._products():
+            found = self._run(self._needed({}, set()), feed, {}, {}, keep=values, kept=nodes)
+            return self._returned(found), values
+
+    def run_from(self, feed: Feed, known: Mapping[fx.Node, object]) -> Tensor:
+        """The target's value without skips, computed from those known."""
+        with torch.no_grad(), self._products():
+            return self._returned(self._run(self._needed({}, set(known)), feed, {}, dict(known), keep=None))
+
+    def needed(self, known: Collection[fx.Node] = ()) -> list[fx.Node]:
+        """The nodes that are computed for the target where these are known, in order."""
+        return self._needed({}, set(known))
+
     def _products(self) -> torch.autocast:
         return torch.autocast(device_of(self.component.graph).type, torch.bfloat16, enabled=self._is_half)
 
@@ -161,19 +177,21 @@ class Replay:
         values: dict[fx.Node, object],
         *,
         keep: dict[fx.Node, object] | None,
+        kept: Collection[fx.Node] | None = None,
     ) -> Tensor:
         if self.target in values:
             found = values[self.target]
             assert isinstance(found, Tensor)
             return found
         last = self._last_readers(needed, sums)
+        wanted = self._kept if kept is None else kept
         for node in needed:
             if node in sums:
                 terms = [values[term] for term in sums[node]]
                 values[node] = functools.reduce(operator.add, terms)
             else:
                 values[node] = run_node(self.component.graph, node, values, feed)
-            if keep is not None and node in self._kept:
+            if keep is not None and node in wanted:
                 keep[node] = values[node]
             for spent in last.get(node, ()):
                 values.pop(spent, None)

@@ -11,6 +11,7 @@ from torch import Tensor
 from vlmopt.core.program import Component, Program
 from vlmopt.core.progress import Progress
 from vlmopt.core.workload import Feed, Outputs, Workload
+from vlmopt.graph.alike import run_both
 from vlmopt.graph.head import head_features, head_module
 from vlmopt.graph.refit import fit_head, prior_weight, refit_heads
 from vlmopt.graph.relevance import token_relevance
@@ -50,6 +51,15 @@ def _features(program: Program, component: Component, name: str, workload: Workl
     return run_component(component, feeds, head_features(component, program.heads.get(name)))
 
 
+def _features_of_both(
+    program: Program, versions: tuple[Component, Component], name: str, workload: Workload, progress: Progress
+) -> tuple[Tensor, Tensor]:
+    first, second = versions
+    head = program.heads.get(name)
+    feeds = progress.track(workload.feeds[name], f"features of {name}", total=len(workload.feeds[name]))
+    return run_both(first, second, feeds, (head_features(first, head), head_features(second, head)))
+
+
 # Compensation looks at so many rows at once: their streams and one layer's hidden values are in memory together.
 COMPENSATION_ROWS = 1024
 
@@ -86,18 +96,19 @@ def recover_closed_form(
     parts, features = dict(program.components), dict[str, Tensor]()
     taken, losses = dict[str, tuple[Compensation, ...]](), dict[str, tuple[float, float]]()
     for name in sorted(components & program.components.keys()):
-        features[name] = _features(program, parts[name], name, workload, progress)
         made, found = _compensated(program, original, name, workload, progress)
         if not found:
+            features[name] = _features(program, parts[name], name, workload, progress)
             continue
-        closer = _features(program, made, name, workload, progress)
+        versions = (parts[name], made)
+        fitting, checking = (_features_of_both(program, versions, name, side, progress) for side in sides)
         before, after = (
-            _unseen_loss(program, part, name, fitting, sides, reference, progress, seed)
-            for part, fitting in ((parts[name], features[name]), (made, closer))
+            _unseen_loss(program, name, pair, sides, reference, seed) for pair in zip(fitting, checking, strict=True)
         )
-        losses[name] = (before, after)
-        if after < before:
-            parts[name], features[name], taken[name] = made, closer, found
+        losses[name], is_better = (before, after), after < before
+        features[name] = fitting[is_better]
+        if is_better:
+            parts[name], taken[name] = made, found
     with torch.no_grad():
         better = refit_heads(program.with_components(parts), features, workload, reference[0], seed=seed)
     return Recovered(better, taken, losses)
@@ -124,22 +135,19 @@ def _compensated(
 
 def _unseen_loss(
     program: Program,
-    component: Component,
     name: str,
-    fitting: Tensor,
+    features: tuple[Tensor, Tensor],
     workloads: tuple[Workload, Workload],
     references: tuple[Outputs, Outputs],
-    progress: Progress,
     seed: int,
 ) -> float:
-    """Task loss on the second workload with this component, its head fitted on the first; all else is the reference.
+    """Task loss on the second workload with these features, the head fitted on the first; all else is the reference.
 
     Args:
-        fitting: the component's features on the first workload.
+        features: what the component's head reads on either workload.
     """
-    checking = _features(program, component, name, workloads[1], progress)
-    prior = prior_weight(program, name)
-    fit = fit_head(name, fitting, workloads[0], references[0], prior=prior, seed=seed)
+    fitting, checking = features
+    fit = fit_head(name, fitting, workloads[0], references[0], prior=prior_weight(program, name), seed=seed)
     outputs = {other: references[1][other] for other in references[1] if other != name}  # a lazy one runs what is asked
     outputs[name] = checking if fit is None else fit.outputs(checking)
     return float(workloads[1].losses(outputs).mean())
