@@ -33,6 +33,17 @@ VISION: dict[str, Any] = {
     "patch_size": 8,
     "projection_dim": 16,
 }
+IMAGE_TOKEN = 61
+DECODER: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+}
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 220)}
 
@@ -91,6 +102,50 @@ def git() -> torch.nn.Module:
     return GitForCausalLM(GitConfig(vision_config=VISION, **text))
 
 
+def llava_llama() -> torch.nn.Module:
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    text = LlamaConfig(**DECODER)
+    vision = CLIPVisionConfig(**VISION)
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE_TOKEN)
+    return LlavaForConditionalGeneration(config)
+
+
+def llava_qwen2() -> torch.nn.Module:
+    from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config, SiglipVisionConfig
+
+    vision, text = SiglipVisionConfig(**VISION), Qwen2Config(**DECODER)
+    features = {"vision_feature_select_strategy": "full", "vision_feature_layer": -1}
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE_TOKEN, **features)
+    return LlavaForConditionalGeneration(config)
+
+
+def llava_tied() -> torch.nn.Module:
+    """As in the example: a DINO tower, and a decoder whose output layer is its embedding."""
+    from transformers import Dinov2Config, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    vision, text = Dinov2Config(**{**VISION, "image_size": 56}), LlamaConfig(**DECODER, tie_word_embeddings=True)
+    more = {"vision_feature_layer": -1, "tie_word_embeddings": True}
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE_TOKEN, **more)
+    return LlavaForConditionalGeneration(config)
+
+
+def internvl() -> torch.nn.Module:
+    from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig, Qwen2Config
+
+    vision = InternVLVisionConfig(**{**VISION, "image_size": [32, 32], "patch_size": [8, 8]})
+    text = Qwen2Config(**DECODER)
+    return InternVLForConditionalGeneration(
+        InternVLConfig(vision_config=vision, text_config=text, image_token_id=IMAGE_TOKEN, image_seq_length=4)
+    )
+
+
+GENERATIVE: dict[str, Callable[[], torch.nn.Module]] = {
+    "llava_llama": llava_llama,
+    "llava_qwen2": llava_qwen2,
+    "llava_tied": llava_tied,
+    "internvl": internvl,
+}
 FAMILIES: dict[str, Callable[[], torch.nn.Module]] = {
     "clip": clip,
     "siglip": siglip,
@@ -106,7 +161,7 @@ def make(family: str, *, seed: int = 0) -> torch.nn.Module:
     """A toy of this family in evaluation mode, its random weights scaled up so that branches do something."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = FAMILIES[family]()
+        model = (FAMILIES | GENERATIVE)[family]()
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
                 parameter.data.normal_(0.0, 0.15)

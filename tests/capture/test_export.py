@@ -166,7 +166,7 @@ def test_a_model_that_cannot_be_called_is_refused_with_its_line() -> None:
 def test_a_model_that_is_neither_dual_nor_fused_is_refused() -> None:
     line = refused(models.TextOnly())
     assert line == (
-        "toy: TextOnly is neither a pair of encoders nor one graph over pixels and tokens; "
+        "toy: TextOnly is no pair of encoders, no encoder with a decoder, and no graph over pixels and tokens; "
         "expected get_image_features and get_text_features, or forward(pixel_values, input_ids, ...)"
     )
 

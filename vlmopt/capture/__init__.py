@@ -9,6 +9,7 @@ import torch
 
 from vlmopt.capture.dual import capture_dual, is_dual
 from vlmopt.capture.fused import capture_fused, is_fused
+from vlmopt.capture.generative import capture_generative, is_generative
 from vlmopt.capture.loading import load_model
 from vlmopt.capture.plan import CapturePlan
 from vlmopt.capture.samples import image_size
@@ -70,10 +71,12 @@ def capture_model(
     with torch.no_grad():
         if is_dual(model):
             return capture_dual(model, source, plan)
+        if is_generative(model):
+            return capture_generative(model, source, plan)
         if is_fused(model):
             return capture_fused(model, source, plan)
     raise CaptureError(
         source.path,
-        f"{source.architecture} is neither a pair of encoders nor one graph over pixels and tokens",
+        f"{source.architecture} is no pair of encoders, no encoder with a decoder, and no graph over pixels and tokens",
         expected="get_image_features and get_text_features, or forward(pixel_values, input_ids, ...)",
     )

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim as ExportDim
 
 import vlmopt
 from vlmopt.capture.wrappers import PREFIX, Wrapper
@@ -20,7 +19,7 @@ from vlmopt.core.errors import CaptureError
 from vlmopt.core.program import Component, Dim, TensorSpec
 from vlmopt.graph.modules import output_values, placeholders
 from vlmopt.graph.raising import raise_program
-from vlmopt.graph.sizes import size_text, symbols_of
+from vlmopt.graph.sizes import export_dims, size_text, symbols_of
 
 # Worst difference to eager, relative to the largest output, that another order of additions explains.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 5e-3, torch.bfloat16: 4e-2}
@@ -50,15 +49,15 @@ def capture_component(
     """
     exported = _export(name, module, samples[0], dims, shapes, rewrite or nullcontext())
     graph = raise_program(exported, prefix=PREFIX)
-    for node, wanted in zip(placeholders(graph), module.inputs, strict=True):
-        if node.name != wanted:
-            raise CaptureError(name, f"input {node.name!r} came first", expected=f"input {wanted!r}")
-    value = output_values(graph)[0].meta["val"]
-    output = TensorSpec(module.output, _spec_shape(graph, value, shapes), str(value.dtype).removeprefix("torch."))
+    _name_inputs(name, module, graph)
+    outputs = []
+    for wanted, node in zip(module.outputs, output_values(graph), strict=True):
+        value = node.meta["val"]
+        outputs.append(TensorSpec(wanted, _spec_shape(graph, value, shapes), str(value.dtype).removeprefix("torch.")))
     inputs = tuple(
         TensorSpec(key, tuple(shapes[key]), str(samples[0][key].dtype).removeprefix("torch.")) for key in shapes
     )
-    component = Component(name, graph, inputs, (output,))
+    component = Component(name, graph, inputs, tuple(outputs))
     _check_dims(component)
     if is_checked:
         for sample in samples:
@@ -74,7 +73,7 @@ def _export(
     shapes: Mapping[str, tuple[int | str, ...]],
     rewrite: AbstractContextManager[None],
 ) -> torch.export.ExportedProgram:
-    made = {key: ExportDim(key, min=dim.minimum, max=dim.maximum) for key, dim in dims.items()}
+    made = export_dims(dims)
     dynamic = {
         key: {axis: made[dim] for axis, dim in enumerate(shape) if isinstance(dim, str)}
         for key, shape in shapes.items()
@@ -82,7 +81,9 @@ def _export(
     try:
         with rewrite, torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(module, (), kwargs=sample, dynamic_shapes=dynamic, strict=False)
+            return torch.export.export(
+                module, (), kwargs=module.arguments(sample), dynamic_shapes=module.arguments(dynamic), strict=False
+            )
     except Exception as error:
         place = f"{name} of {type(module.model).__name__}"
         if fixed := dict(_FIXED.findall(str(error))):
@@ -96,6 +97,19 @@ def _export(
             expected="a model whose control flow and sizes do not depend on the data",
             remedy="a rewrite of that module (see vlmopt/capture/README.md) can make it exportable",
         ) from error
+
+
+def _name_inputs(name: str, module: Wrapper, graph: torch.fx.GraphModule) -> None:
+    """Gives the graph's inputs the names that they have in the wrapper; torch numbers those that come in a tuple."""
+    found, own = placeholders(graph), module.arguments({key: key for key in module.inputs})
+    for node, wanted in zip(found, module.inputs, strict=True):
+        if node.name == wanted:
+            continue
+        if node.name in module.inputs or wanted in own:
+            raise CaptureError(name, f"input {node.name!r} came first", expected=f"input {wanted!r}")
+        node.target = wanted
+        node.name = graph.graph._graph_namespace.create_name(wanted, node)
+    graph.recompile()
 
 
 def run_eager(name: str, module: Wrapper, sample: Mapping[str, Tensor]) -> Mapping[str, Any]:
@@ -165,18 +179,25 @@ def _check_dims(component: Component) -> None:
 
 def _check_parity(component: Component, module: Wrapper, sample: dict[str, Tensor]) -> None:
     with torch.no_grad():
-        wanted = module(**sample)[0]
-        found = component.graph(*(sample[spec.name] for spec in component.inputs))[0]
+        every = module(**module.arguments(sample))
+        made = component.graph(*(sample[spec.name] for spec in component.inputs))
+    for spec, found, wanted in zip(component.outputs, made, every, strict=True):
+        _check_output(component.name, spec.name, found, wanted, sample)
+
+
+def _check_output(place: str, output: str, found: Tensor, wanted: Tensor, sample: Mapping[str, Tensor]) -> None:
     if found.shape != wanted.shape:
-        raise CaptureError(component.name, f"shape {tuple(found.shape)}", expected=f"{tuple(wanted.shape)} as in eager")
+        raise CaptureError(
+            place, f"{output} has shape {tuple(found.shape)}", expected=f"{tuple(wanted.shape)} as in eager"
+        )
     scale = wanted.double().abs().max().clamp(min=1e-6)
     worst = float((found.double() - wanted.double()).abs().max() / scale)
     allowed = TOLERANCE.get(wanted.dtype, 1e-5)
     if not worst <= allowed:
         sizes = {key: tuple(value.shape) for key, value in sample.items()}
         raise CaptureError(
-            component.name,
-            f"the graph differs from eager by {worst:.2g} of the largest output at {sizes}",
+            place,
+            f"the graph differs from eager by {worst:.2g} of the largest value of {output} at {sizes}",
             expected=f"at most {allowed:.0e}",
             remedy="this model needs a rewrite (see vlmopt/capture/README.md)",
         )

@@ -5,32 +5,38 @@ The model lies under `model`, a prefix that raising cuts off again, so every ten
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers import DynamicCache
 
 PREFIX = "model."
 
 
 class Wrapper(nn.Module):
-    """A part of the model with the names of its inputs, in order, and of its output."""
+    """A part of the model with the names of its inputs and outputs, in order."""
 
-    inputs: ClassVar[tuple[str, ...]]
-    output: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
     model: Any
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
+    def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of `forward` from one value for every input, in the order of the inputs."""
+        return dict(values)
+
 
 class ImageEncoder(Wrapper):
     """`pixel_values` [B, 3, H, W] -> `image_embeds` [B, D], not normalised."""
 
     inputs = ("pixel_values",)
-    output = "image_embeds"
+    outputs = ("image_embeds",)
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
         return (_pooled(self.model.get_image_features(pixel_values=pixel_values)),)
@@ -40,7 +46,7 @@ class TextEncoder(Wrapper):
     """`input_ids`, `attention_mask` [B, N] -> `text_embeds` [B, D], not normalised."""
 
     inputs = ("input_ids", "attention_mask")
-    output = "text_embeds"
+    outputs = ("text_embeds",)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
         features = self.model.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
@@ -54,16 +60,89 @@ class Fused(Wrapper):
 
     def __init__(self, model: nn.Module, output: str) -> None:
         super().__init__(model)
-        self.output = output
+        self.outputs = (output,)
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
         result = self.model(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
-        value = result[self.output]
+        value = result[self.outputs[0]]
         if not isinstance(value, torch.Tensor):
-            raise TypeError(f"{type(self.model).__name__} returns no tensor under {self.output!r}")
+            raise TypeError(f"{type(self.model).__name__} returns no tensor under {self.outputs[0]!r}")
         return (value,)
 
 
-def _pooled(features: Tensor | Mapping[str, Tensor]) -> Tensor:
-    """The projected features: a tensor in older releases of transformers, `pooler_output` in newer ones."""
-    return features if isinstance(features, torch.Tensor) else features["pooler_output"]
+class VisionEncoder(Wrapper):
+    """`pixel_values` [N, 3, H, W] -> `image_features` [N, T, D], as the decoder reads them."""
+
+    inputs = ("pixel_values",)
+    outputs = ("image_features",)
+
+    def __init__(self, model: nn.Module, pixels: Callable[[Tensor], Mapping[str, Any]]) -> None:
+        super().__init__(model)
+        self._pixels = pixels
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
+        with _WholeBatch():
+            features = _pooled(self.model.get_image_features(**self._pixels(pixel_values)))
+        (whole,) = features if isinstance(features, list | tuple) else (features,)
+        return (whole,)
+
+
+class _WholeBatch(TorchFunctionMode):
+    """Splitting a batch of features into a list, one image each, gives a list of the whole batch instead: a list has a
+    length, and the batch would be fixed to it.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.unbind and tuple(args[1:]) in ((), (0,)) and not kwargs:
+            return (args[0],)
+        if func is torch.Tensor.__len__:
+            return 1  # what `list` asks before it splits
+        return func(*args, **(kwargs or {}))
+
+
+class TokenEmbedding(Wrapper):
+    """`input_ids` [B, S] -> `inputs_embeds` [B, S, D]."""
+
+    inputs = ("input_ids",)
+    outputs = ("inputs_embeds",)
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor]:
+        return (self.model.get_input_embeddings()(input_ids),)
+
+
+class Decoder(Wrapper):
+    """`inputs_embeds` [B, S, D], `attention_mask` [B, P + S], `position_ids` [B, S] and for every layer its past keys
+    and values [B, H, P, K] -> `logits` [B, S, V] and the keys and values [B, H, P + S, K] for the next step.
+    """
+
+    def __init__(self, model: nn.Module, n_layers: int) -> None:
+        super().__init__(model)
+        sides = [(layer, side) for layer in range(n_layers) for side in ("key", "value")]
+        self._past = tuple(f"past_key_values_{layer}_{side}" for layer, side in sides)
+        self.inputs = ("inputs_embeds", "attention_mask", "position_ids", *self._past)
+        self.outputs = ("logits", *(f"present_{layer}_{side}" for layer, side in sides))
+
+    def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        own = {name: values[name] for name in self.inputs if name not in self._past}
+        return own | {"past": tuple(values[name] for name in self._past)}
+
+    def forward(
+        self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, past: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(zip(past[::2], past[1::2], strict=True)):
+            cache.update(keys, values, layer)
+        found = self.model.get_decoder()(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits = self.model.get_output_embeddings()(found.last_hidden_state)
+        return (logits, *(value for layer in cache.layers for value in (layer.keys, layer.values)))
+
+
+def _pooled(features: Any) -> Any:
+    """The projected features: `pooler_output`, or what a method of older releases of transformers returns."""
+    return features["pooler_output"] if isinstance(features, Mapping) else features

@@ -31,12 +31,16 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Dim:
-    """A dimension that may vary from call to call, with its inclusive bounds and the size that costs are counted at."""
+    """A dimension that may vary from call to call, with its inclusive bounds and the size that costs are counted at.
+
+    One that is always the sum of others names them in `sum_of`.
+    """
 
     name: str
     minimum: int
     maximum: int
     typical: int
+    sum_of: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,17 @@ class Similarity:
 
     scale: float
     bias: float = 0.0
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The join of a generative assembly: features of images take the places of `image_token` in the embedded prompt, in
+    order, and what the decoder returns as `present_N_*` is its `past_key_values_N_*` in the next step.
+    """
+
+    image_token: int  # the token that stands for one feature
+    image_tokens: int  # features of one image
+    stop_tokens: tuple[int, ...] = ()  # an answer ends with any of them
 
 
 @dataclass(frozen=True)
@@ -87,6 +102,7 @@ class Program:
     fitted_heads: frozenset[str] = frozenset()
     fixed_inputs: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
+    generation: Generation | None = None
 
     def with_components(self, components: dict[str, Component]) -> Program:
         """The same program around other components; every container is new, tensors are shared."""

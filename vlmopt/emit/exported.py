@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vlmopt.core.errors import EmitError
 from vlmopt.core.program import Component, Dim, TensorSpec
+from vlmopt.graph.sizes import export_dims
 
 
 def export_component(component: Component, dims: Mapping[str, Dim]) -> torch.export.ExportedProgram:
@@ -17,11 +18,7 @@ def export_component(component: Component, dims: Mapping[str, Dim]) -> torch.exp
     Raises:
         EmitError: torch refuses the graph, for instance since a node holds a named dimension to one size.
     """
-    symbols = {
-        name: torch.export.Dim(name, min=dim.minimum, max=dim.maximum)
-        for name, dim in dims.items()
-        if dim.minimum < dim.maximum
-    }
+    symbols = export_dims(dims)
     arguments = tuple(example_input(spec, dims) for spec in component.inputs)
     shapes = tuple(
         {axis: symbols[size] for axis, size in enumerate(spec.shape) if size in symbols} for spec in component.inputs
@@ -48,6 +45,8 @@ def _example_size(size: int | str, dims: Mapping[str, Dim]) -> int:
     if isinstance(size, int):
         return size
     dim = dims[size]
+    if dim.sum_of:
+        return sum(_example_size(part, dims) for part in dim.sum_of)
     return min(max(dim.typical + 1, dim.minimum, 2), dim.maximum)
 
 

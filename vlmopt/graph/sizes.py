@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import fx
@@ -18,14 +19,16 @@ Sizes = Mapping[str, int]  # symbol of the export -> size
 def counting_sizes(component: Component, dims: Mapping[str, Dim]) -> dict[str, int]:
     """The size of every symbolic dimension of a component at batch 1 and the typical size of the others."""
     sizes: dict[str, int] = {}
+    sums: dict[str, int] = {}
     for spec, node in zip(component.inputs, placeholders(component.graph), strict=True):
         value = node.meta.get("val")
         if not isinstance(value, torch.Tensor):
             continue
         for wanted, actual in zip(spec.shape, value.shape, strict=True):
             if isinstance(wanted, str):
-                sizes.update(dict.fromkeys(symbols_of(actual), 1 if wanted == "batch" else dims[wanted].typical))
-    return sizes
+                typical = 1 if wanted == "batch" else dims[wanted].typical
+                (sums if dims[wanted].sum_of else sizes).update(dict.fromkeys(symbols_of(actual), typical))
+    return sums | sizes  # a sum may be written in the symbols of its parts
 
 
 def symbols_of(size: int | torch.SymInt) -> list[str]:
@@ -65,3 +68,12 @@ def bytes_of(node: fx.Node, sizes: Sizes) -> int:
     """Bytes of the node's (first) tensor; 0 where the node is not a tensor."""
     tensor, shape = tensor_of(node), shape_of(node, sizes)
     return 0 if tensor is None or shape is None else math.prod(shape) * tensor.element_size()
+
+
+def export_dims(dims: Mapping[str, Dim]) -> dict[str, Any]:
+    """What `torch.export` takes for each dimension that may vary; a sum of others follows from them."""
+    free = {name: dim for name, dim in dims.items() if dim.minimum < dim.maximum}
+    return {
+        name: torch.export.Dim.AUTO if dim.sum_of else torch.export.Dim(name, min=dim.minimum, max=dim.maximum)
+        for name, dim in free.items()
+    }

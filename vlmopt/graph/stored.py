@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 from vlmopt.core.errors import VlmoptError
-from vlmopt.core.program import Assembly, Component, Dim, ModelSource, Program, Similarity, TensorSpec
+from vlmopt.core.program import Assembly, Component, Dim, Generation, ModelSource, Program, Similarity, TensorSpec
 from vlmopt.graph.marks import Mark, marks_of, set_marks
 from vlmopt.graph.modules import get_at, set_at
 from vlmopt.graph.notation import leaf_from, leaf_words, read_value, target_from, target_word, write_value
@@ -48,6 +48,7 @@ def write_program(program: Program, folder: Path, *, name: str) -> None:
             for part, fixed in program.fixed_inputs.items()
         },
         "labels": list(program.labels),
+        "generation": None if program.generation is None else asdict(program.generation),
     }
     text, weights = (folder / (name + suffix) for suffix in _SUFFIXES)
     save_file(tensors.stored, weights)
@@ -60,8 +61,8 @@ def read_program(folder: Path, *, name: str) -> Program:
     content = json.loads(text.read_text(encoding="utf-8"))
     # A copy begins where kernels like it to; what lies as it does in the file may be rounded another way.
     tensors = {key: value.clone() for key, value in load_file(weights).items()}
-    dims = {key: Dim(**dim) for key, dim in content["dims"].items()}
-    similarity = content["similarity"]
+    dims = {key: Dim(**{**dim, "sum_of": tuple(dim["sum_of"])}) for key, dim in content["dims"].items()}
+    similarity, generation = content["similarity"], content["generation"]
     return Program(
         Assembly(content["assembly"]),
         {key: _component(key, words, tensors, dims) for key, words in content["components"].items()},
@@ -72,6 +73,7 @@ def read_program(folder: Path, *, name: str) -> Program:
         frozenset(content["fitted_heads"]),
         {part: {key: tensors[k] for key, k in fixed.items()} for part, fixed in content["fixed_inputs"].items()},
         tuple(content["labels"]),
+        None if generation is None else Generation(**{**generation, "stop_tokens": tuple(generation["stop_tokens"])}),
     )
 
 

@@ -93,6 +93,7 @@ def described(program: Program) -> dict[str, object]:
         "assembly": program.assembly,
         "similarity": program.similarity,
         "labels": program.labels,
+        "generation": program.generation,
         "dims": dict(program.dims),
         "fixed inputs": fixed,
         "fitted heads": program.fitted_heads,

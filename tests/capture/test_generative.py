@@ -1,0 +1,182 @@
+"""Models that write text: three components that answer as eager does, step by step."""
+
+from __future__ import annotations
+
+import functools
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import toys
+from vlmopt.capture import capture_model
+from vlmopt.cli import entry
+from vlmopt.core.errors import CaptureError
+from vlmopt.core.program import Assembly, ModelSource, Program
+from vlmopt.graph.assembled import DECODER, EMBEDDING, VISION, embedded, step
+from vlmopt.graph.branches import find_branches
+from vlmopt.graph.stored import read_program, write_program
+
+N_NEW = 8
+
+
+@cache
+def captured_toy(family: str) -> tuple[Any, Program]:
+    model = toys.make(family)
+    return model, capture_model(model, source_of(model))
+
+
+def source_of(model: Any) -> ModelSource:
+    return ModelSource("toy", str(model.config.model_type), type(model).__name__, "")
+
+
+@pytest.fixture(scope="module", params=list(toys.GENERATIVE))
+def toy(request: pytest.FixtureRequest) -> tuple[Any, Program]:
+    return captured_toy(request.param)
+
+
+def prompts(program: Program, *, n_images: tuple[int, ...], n_padding: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Tokens, mask and pixels of prompts with so many images each; all but the last are padded on the left."""
+    assert program.generation is not None
+    mark, n_features = program.generation.image_token, program.generation.image_tokens
+    generator = torch.Generator().manual_seed(len(n_images) + n_padding)
+    rows = []
+    for count in n_images:
+        words = torch.randint(4, 60, (6,), generator=generator)
+        rows.append(torch.cat([words[:2], torch.full((count * n_features,), mark), words[2:]]))
+    length = max(map(len, rows)) + n_padding * (len(rows) > 1)
+    ids, mask = torch.zeros(len(rows), length, dtype=torch.int64), torch.zeros(len(rows), length, dtype=torch.int64)
+    for i, row in enumerate(rows):
+        ids[i, length - len(row) :], mask[i, length - len(row) :] = row, 1
+    shape = [sum(n_images), *program.components[VISION].inputs[0].shape[1:]]
+    pixels = torch.randn(shape, generator=generator) if sum(n_images) else None  # type: ignore[arg-type]
+    return ids, mask, pixels
+
+
+def answer(
+    program: Program, ids: Tensor, mask: Tensor, pixels: Tensor | None, *, is_cached: bool
+) -> tuple[Tensor, Tensor]:
+    """Greedy tokens [B, N_NEW] and their logits; without the cache each is computed from the whole text before it."""
+    embeds, cache_, found = embedded(program, ids, pixels), None, list[Tensor]()
+    prompt = embeds
+    for _ in range(N_NEW):
+        logits, cache_ = step(program, prompt, mask, cache_ if is_cached else None)
+        found.append(logits[:, -1])
+        token = found[-1].argmax(-1, keepdim=True)
+        embeds = torch.cat([embeds, embedded(program, token)], 1)
+        prompt = embedded(program, token) if is_cached else embeds
+        mask = torch.cat([mask, torch.ones_like(token)], 1)
+    every = torch.stack(found, 1)
+    return every.argmax(-1), every
+
+
+CASES = {
+    "an image": ((1,), 0),
+    "two images": ((2,), 0),
+    "no image": ((0,), 0),
+    "two prompts, padded": ((1, 1), 3),
+    "with and without": ((0, 2), 1),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_answers_as_eager_does_token_by_token(toy: tuple[Any, Program], case: str) -> None:
+    model, program = toy
+    n_images, n_padding = CASES[case]
+    ids, mask, pixels = prompts(program, n_images=n_images, n_padding=n_padding)
+    settings = {"max_new_tokens": N_NEW, "min_new_tokens": N_NEW, "do_sample": False, "eos_token_id": None}
+    images = {} if pixels is None else {"pixel_values": pixels}
+    with torch.no_grad():
+        eager = model.generate(
+            input_ids=ids, attention_mask=mask, **images, **settings, return_dict_in_generate=True, output_logits=True
+        )
+        for is_cached in (True, False):
+            tokens, logits = answer(program, ids, mask, pixels, is_cached=is_cached)
+            assert torch.equal(tokens, eager.sequences[:, ids.shape[1] :])
+            assert torch.allclose(logits, torch.stack(eager.logits, 1), atol=1e-4)
+
+
+def test_the_components_are_those_that_runtimes_expect(toy: tuple[Any, Program]) -> None:
+    model, program = toy
+    assert program.assembly is Assembly.GENERATIVE
+    assert list(program.components) == [VISION, EMBEDDING, DECODER]
+    decoder = program.components[DECODER]
+    n_layers = model.config.text_config.num_hidden_layers
+    assert [spec.name for spec in decoder.inputs[:4]] == [
+        "inputs_embeds",
+        "attention_mask",
+        "position_ids",
+        "past_key_values_0_key",
+    ]
+    assert len(decoder.inputs) == 3 + 2 * n_layers
+    assert decoder.inputs[3].shape == ("batch", 2, "past", 8)
+    assert decoder.outputs[0].shape == ("batch", "sequence", 64)
+    assert [spec.name for spec in decoder.outputs[1:3]] == ["present_0_key", "present_0_value"]
+
+
+def test_every_branch_of_tower_and_decoder_is_found(toy: tuple[Any, Program]) -> None:
+    _, program = toy
+    decoder = find_branches(program.components[DECODER].graph)
+    assert [branch.kind.value for branch in decoder] == ["attention", "ffn"] * 3
+    tower = find_branches(program.components[VISION].graph)
+    assert [branch.kind.value for branch in tower] == ["attention", "ffn"] * (len(tower) // 2)
+    assert len(tower) >= 4
+
+
+def test_it_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    _, program = captured_toy("llava_tied")
+    write_program(program, tmp_path, name="toy")
+    again = read_program(tmp_path, name="toy")
+    assert again.generation == program.generation
+    assert again.dims == program.dims
+    ids, mask, pixels = prompts(program, n_images=(1,), n_padding=0)
+    assert torch.equal(*(step(one, embedded(one, ids, pixels), mask)[0] for one in (program, again)))
+
+
+def test_it_is_inspected_and_not_yet_compiled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toys.write_model("llava_llama", tmp_path / "model")
+    assert entry.run(["inspect", str(tmp_path / "model")]) == 0
+    assert "assembly generative" in capsys.readouterr().out
+    assert entry.run(["optimize", "-m", str(tmp_path / "model"), "-o", str(tmp_path / "out")]) == 1
+    assert "writes its answers token by token, which cannot be compiled yet" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_gradients_reach_the_projector_through_the_whole_program() -> None:
+    _, program = captured_toy("llava_llama")
+    ids, mask, pixels = prompts(program, n_images=(1, 1), n_padding=2)
+    weight = program.components[VISION].graph.get_parameter("model.multi_modal_projector.linear_2.weight")
+    weight.requires_grad_(True)
+    try:
+        logits, _ = step(program, embedded(program, ids, pixels), mask)
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+        (gradient,) = torch.autograd.grad(loss, [weight])
+        assert float(gradient.abs().max()) > 0
+    finally:
+        weight.requires_grad_(False)
+
+
+def test_a_model_that_does_more_than_its_parts_is_refused() -> None:
+    model: Any = toys.make("llava_llama")
+    forward = model.forward
+
+    def scaled(*args: Any, **kwargs: Any) -> Any:
+        found = forward(*args, **kwargs)
+        found.logits = found.logits * 1.01
+        return found
+
+    model.forward = functools.update_wrapper(scaled, forward)
+    with pytest.raises(CaptureError, match=r"differs from eager by 0\.0099 of the largest logit at a prompt with an"):
+        capture_model(model, source_of(model))
+
+
+def test_types_of_tokens_are_refused() -> None:
+    from transformers import GemmaConfig, PaliGemmaConfig, PaliGemmaForConditionalGeneration, SiglipVisionConfig
+
+    vision, text = SiglipVisionConfig(**{**toys.VISION, "projection_dim": 32}), GemmaConfig(**toys.DECODER, head_dim=8)
+    model = PaliGemmaForConditionalGeneration(PaliGemmaConfig(vision_config=vision, text_config=text, image_token_id=5))
+    with pytest.raises(CaptureError, match="reads types of tokens, which decide who sees whom"):
+        capture_model(model.eval(), source_of(model))
