@@ -66,7 +66,7 @@ def measure(name: str, *, only: str | None = None) -> dict[str, object]:
     for part, run in BENCHMARKS[name]().items():
         if only in (None, part):
             figures |= run()
-            measured[part] = datetime.now(UTC).isoformat(timespec="minutes")
+            measured[part] = f"{datetime.now(UTC).isoformat(timespec='minutes')}, {cpu_name()}, {os.cpu_count()} cores"
     return {
         "figures": figures,
         "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "system": platform.system()},
@@ -88,14 +88,14 @@ def cpu_name() -> str:
 
 
 def as_table(result: Mapping[str, object]) -> str:
-    """The figures as a Markdown table, with the machine below it."""
-    figures, machine = result["figures"], result["machine"]
+    """The figures as a Markdown table, and below it when and where each part was measured."""
+    figures, measured = result["figures"], result["measured"]
     assert isinstance(figures, dict)
-    assert isinstance(machine, dict)
+    assert isinstance(measured, dict)
     rows = [f"| `{name}` | {value:.4g} |" for name, value in figures.items()]
-    where = f"{machine['cpu']}, {machine['cores']} cores, {result['date']}"
+    where = [f"- `{part}`: {place}" for part, place in measured.items()]
     return "\n".join(
-        ["| figure | value |", "|---|---:|", *rows, "", f"Measured on {where}: `{result['command']}`.", ""]
+        ["| figure | value |", "|---|---:|", *rows, "", f"Measured by `{result['command']}`:", "", *where, ""]
     )
 
 
