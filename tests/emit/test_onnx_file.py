@@ -136,8 +136,8 @@ def test_the_same_component_gives_the_same_bytes(tmp_path: Path, written: Files)
 def test_weights_above_the_threshold_go_to_a_data_file(tmp_path: Path, written: Files) -> None:
     component = image_component()
     emitted = emit_onnx(component, DIMS, tmp_path / "graph.onnx", external_from_bytes=1000)
-    assert emitted.companions == (tmp_path / "graph.onnx.data",)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["graph.onnx", "graph.onnx.data"]
+    assert emitted.companions == (tmp_path / "graph.onnx_data",)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["graph.onnx", "graph.onnx_data"]
     onnx.checker.check_model(str(emitted.path))
     inputs = cases(component)[1]
     within = written[component.name]

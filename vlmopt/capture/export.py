@@ -7,6 +7,7 @@ import traceback
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,9 @@ def capture_component(
     outputs = []
     for wanted, node in zip(module.outputs, output_values(graph), strict=True):
         value = node.meta["val"]
-        outputs.append(TensorSpec(wanted, _spec_shape(graph, value, shapes), str(value.dtype).removeprefix("torch.")))
+        outputs.append(
+            TensorSpec(wanted, _spec_shape(graph, value, shapes, dims), str(value.dtype).removeprefix("torch."))
+        )
     inputs = tuple(
         TensorSpec(key, tuple(shapes[key]), str(samples[0][key].dtype).removeprefix("torch.")) for key in shapes
     )
@@ -150,15 +153,19 @@ def _reason(error: BaseException) -> str:
 
 
 def _spec_shape(
-    graph: torch.fx.GraphModule, value: Tensor, shapes: Mapping[str, tuple[int | str, ...]]
+    graph: torch.fx.GraphModule,
+    value: Tensor,
+    shapes: Mapping[str, tuple[int | str, ...]],
+    dims: Mapping[str, Dim],
 ) -> tuple[int | str, ...]:
-    """Dimensions of an output in the names of the input dimensions (`batch`, `text + 17`)."""
+    """Dimensions of an output in the names of the input dimensions (`batch`, `text + 17`); a sum by its own name."""
     names: dict[str, str] = {}
     for node, shape in zip(placeholders(graph), shapes.values(), strict=True):
         for wanted, actual in zip(shape, node.meta["val"].shape, strict=True):
             if isinstance(wanted, str):
                 names.update(dict.fromkeys(symbols_of(actual), wanted))
-    return tuple(dim if isinstance(dim, int) else size_text(dim, names) for dim in value.shape)
+    sums = {" + ".join(order): key for key, dim in dims.items() for order in permutations(dim.sum_of) if dim.sum_of}
+    return tuple(dim if isinstance(dim, int) else sums.get(text := size_text(dim, names), text) for dim in value.shape)
 
 
 def _check_dims(component: Component) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -10,6 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.fx import GraphModule
+
+
+_CACHE = re.compile(r"^(past_key_values|present)_(\d+)_(key|value)$")
 
 
 class Assembly(Enum):
@@ -27,6 +31,11 @@ class TensorSpec:
     name: str
     shape: tuple[int | str, ...]
     dtype: str  # "float32", "int64", ...
+
+    @property
+    def name_in_files(self) -> str:
+        """The name that runtimes know: those of a cache have dots there (`past_key_values.0.key`)."""
+        return _CACHE.sub(r"\1.\2.\3", self.name)
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from vlmopt.core.errors import EmitError
-from vlmopt.core.program import Component, Dim, Program
+from vlmopt.core.program import Assembly, Component, Dim, Program
 from vlmopt.core.progress import Progress
 from vlmopt.emit.manifest import build_manifest, write_manifest
-from vlmopt.emit.onnx_file import DEFAULT_OPSET, EXTERNAL_FROM_BYTES, emit_onnx
+from vlmopt.emit.onnx_file import DEFAULT_OPSET, EXTERNAL_FROM_BYTES, SharedWeights, emit_onnx
 from vlmopt.emit.pt2_file import emit_pt2
 from vlmopt.emit.torchscript_file import emit_torchscript
 from vlmopt.emit.written import EmittedFile
@@ -30,6 +31,7 @@ __all__ = [
     "write_manifest",
 ]
 
+ONNX_FOLDER = "onnx"
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2"}
 
 
@@ -42,7 +44,10 @@ def emit_program(
     opset: int = DEFAULT_OPSET,
     external_from_bytes: int = EXTERNAL_FROM_BYTES,
 ) -> dict[str, dict[str, str]]:
-    """Writes every component in every format at the top of `folder`; returns component -> format -> file name.
+    """Writes every component in every format at the top of `folder`; returns component -> format -> file.
+
+    The ONNX graphs of a generative program go to `onnx/`, where transformers.js looks for them, and a weight that two
+    of them read (a tied embedding) is written once.
 
     Raises:
         EmitError: an unknown format, or a graph that one of them cannot hold.
@@ -51,9 +56,10 @@ def emit_program(
     unknown = [name for name in formats if name not in SUFFIXES]
     if unknown:
         raise EmitError("emit", f"unknown format {unknown[0]!r}", expected=f"one of {', '.join(SUFFIXES)}")
+    shared = SharedWeights(_shared_addresses(program))
     writers: dict[str, Callable[[Component, Mapping[str, Dim], Path], EmittedFile]] = {
         "onnx": lambda component, dims, path: emit_onnx(
-            component, dims, path, opset=opset, external_from_bytes=external_from_bytes
+            component, dims, path, opset=opset, external_from_bytes=external_from_bytes, shared=shared
         ),
         "torchscript": lambda component, dims, path: emit_torchscript(component, path),
         "pt2": emit_pt2,
@@ -61,9 +67,20 @@ def emit_program(
     names: dict[str, dict[str, str]] = {name: {} for name in program.components}
     jobs = [(_on_cpu(component), kind) for component in program.components.values() for kind in formats]
     for component, kind in progress.track(jobs, "writing graphs", total=len(jobs)):
-        path = folder / (component.name + SUFFIXES[kind])
-        names[component.name][kind] = writers[kind](component, program.dims, path).path.name
+        is_apart = program.assembly is Assembly.GENERATIVE and kind == "onnx"
+        path = folder / ONNX_FOLDER / component.name if is_apart else folder / component.name
+        path.parent.mkdir(exist_ok=True)
+        written = writers[kind](component, program.dims, path.with_suffix(SUFFIXES[kind])).path
+        names[component.name][kind] = written.relative_to(folder).as_posix()
     return names
+
+
+def _shared_addresses(program: Program) -> frozenset[int]:
+    """Where the weights lie that two components or more read."""
+    counts = Counter[int]()
+    for component in program.components.values():
+        counts.update({weight.data_ptr() for weight in component.graph.parameters() if weight.numel()})
+    return frozenset(address for address, n in counts.items() if n > 1)
 
 
 def _on_cpu(component: Component) -> Component:

@@ -102,7 +102,7 @@ def _component(component: Component, files: Mapping[str, str]) -> ComponentEntry
 
 
 def _tensor(spec: TensorSpec) -> TensorEntry:
-    return TensorEntry(name=spec.name, shape=spec.shape, dtype=spec.dtype)
+    return TensorEntry(name=spec.name_in_files, shape=spec.shape, dtype=spec.dtype)
 
 
 def _files(folder: Path, paths: Iterable[Path]) -> dict[str, FileEntry]:

@@ -8,13 +8,15 @@ GraphProto.initializer is field 5 and TensorProto.raw_data is field 9, all lengt
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+import torch
 
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
 _ALIGNMENT_BYTES = 4096  # a page, so that a runtime can map the weights
@@ -28,8 +30,29 @@ def detach_weights(model: ir.Model) -> tuple[onnx.ModelProto, list[ir.Value]]:
     return ir.to_proto(model), values
 
 
-def write_single_file(message: onnx.ModelProto, values: Sequence[ir.Value], path: Path) -> None:
-    """One file that holds the graph and every weight once."""
+@dataclass(frozen=True)
+class Place:
+    """Where a weight lies in a data file."""
+
+    file: str
+    offset: int
+    length: int
+
+
+Places = Mapping[int, Place]  # by the address of the weight's memory
+
+
+def address(value: ir.Value) -> int | None:
+    """Where the weight lies in memory; None for one that is made while it is written."""
+    raw = getattr(value.const_value, "raw", None)
+    return raw.data_ptr() if isinstance(raw, torch.Tensor) else None
+
+
+def write_single_file(
+    message: onnx.ModelProto, values: Sequence[ir.Value], path: Path, known: Places | None = None
+) -> None:
+    """One file that holds the graph and every weight once, but for those that lie in another data file."""
+    message, values = _with_pointers(message, values, known or {})
     headers = [_header(value).SerializeToString() for value in values]
     sizes = [_raw_bytes(value) for value in values]
     lengths = [
@@ -46,11 +69,18 @@ def write_single_file(message: onnx.ModelProto, values: Sequence[ir.Value], path
 
 
 def write_with_data_file(
-    message: onnx.ModelProto, values: Sequence[ir.Value], path: Path, data_path: Path, data_name: str
-) -> None:
-    """The graph in `path`; tensors above a kilobyte in `data_path`, which the graph calls `data_name`."""
-    complete = onnx.ModelProto()
-    complete.CopyFrom(message)
+    message: onnx.ModelProto,
+    values: Sequence[ir.Value],
+    path: Path,
+    data_path: Path,
+    data_name: str,
+    known: Places | None = None,
+) -> dict[int, Place]:
+    """The graph in `path`; tensors above a kilobyte in `data_path`, which the graph calls `data_name`, and not again if
+    they lie in another data file. Returns where those are that were written.
+    """
+    written = dict[int, Place]()
+    complete, values = _with_pointers(message, values, known or {})
     with data_path.open("wb") as stream:
         for value in values:
             tensor = _header(value)
@@ -58,10 +88,32 @@ def write_with_data_file(
                 tensor.raw_data = _tensor(value).tobytes()
             else:
                 stream.write(b"\0" * (-stream.tell() % _ALIGNMENT_BYTES))
-                _point_to(tensor, data_name, offset=stream.tell(), length=_raw_bytes(value))
+                place = Place(data_name, stream.tell(), _raw_bytes(value))
+                _point_to(tensor, place)
                 _write_raw(value, stream)
+                if (where := address(value)) is not None:
+                    written[where] = place
             complete.graph.initializer.append(tensor)
     path.write_bytes(complete.SerializeToString())
+    return written
+
+
+def _with_pointers(
+    message: onnx.ModelProto, values: Sequence[ir.Value], places: Places
+) -> tuple[onnx.ModelProto, list[ir.Value]]:
+    """A copy of the message that reads the weights with a place there, and the weights that have none."""
+    complete = onnx.ModelProto()
+    complete.CopyFrom(message)
+    others: list[ir.Value] = []
+    for value in values:
+        place = None if (where := address(value)) is None else places.get(where)
+        if place is None or place.length != _raw_bytes(value):
+            others.append(value)
+        else:
+            tensor = _header(value)
+            _point_to(tensor, place)
+            complete.graph.initializer.append(tensor)
+    return complete, others
 
 
 def check_structure(message: onnx.ModelProto, values: Iterable[ir.Value]) -> None:
@@ -99,9 +151,9 @@ def _header(value: ir.Value) -> onnx.TensorProto:
     return onnx.TensorProto(name=value.name, dims=list(tensor.shape.numpy()), data_type=int(tensor.dtype))
 
 
-def _point_to(tensor: onnx.TensorProto, location: str, *, offset: int, length: int) -> None:
+def _point_to(tensor: onnx.TensorProto, place: Place) -> None:
     tensor.data_location = onnx.TensorProto.EXTERNAL
-    for key, text in (("location", location), ("offset", str(offset)), ("length", str(length))):
+    for key, text in (("location", place.file), ("offset", str(place.offset)), ("length", str(place.length))):
         tensor.external_data.add(key=key, value=text)
 
 

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
@@ -25,6 +26,18 @@ MINIMUM_OPSET, MAXIMUM_OPSET = 18, 26  # torch translates to 18 and above; ONNX 
 EXTERNAL_FROM_BYTES = 1_500_000_000  # a protobuf message ends at 2 GB
 
 
+@dataclass
+class SharedWeights:
+    """Weights that several graphs of one folder read, by address, and where those lie that were written."""
+
+    addresses: frozenset[int] = frozenset()
+    places: dict[int, onnx_bytes.Place] = field(default_factory=dict)
+
+    def is_first(self, weights: Sequence[ir.Value]) -> bool:
+        """Whether one of these weights is shared and not yet written."""
+        return any(onnx_bytes.address(value) in self.addresses - self.places.keys() for value in weights)
+
+
 def emit_onnx(
     component: Component,
     dims: Mapping[str, Dim],
@@ -32,10 +45,12 @@ def emit_onnx(
     *,
     opset: int = DEFAULT_OPSET,
     external_from_bytes: int = EXTERNAL_FROM_BYTES,
+    shared: SharedWeights | None = None,
 ) -> EmittedFile:
     """Writes the component as `path`, its weights once, named as its specs name them, its named dimensions dynamic.
 
-    Weights of `external_from_bytes` or more go to `PATH.data` beside it.
+    Weights of `external_from_bytes` or more go to `PATH_data` beside it, and so do those of the first graph that holds
+    weights shared with others, which then read them there.
 
     Raises:
         EmitError: torch cannot express the graph in this opset, or a dimension was fixed on the way.
@@ -46,7 +61,7 @@ def emit_onnx(
     exported = as_lowered(export_component(component, dims))
     with _quiet():
         model = _translate(component, exported, opset)
-        tidy(model, component.inputs)
+        tidy(model, component.inputs, component.outputs, () if shared is None else shared.addresses)
     _require_dims(component.name, model.graph.inputs, component.inputs)
     model.ir_version = _ir_version(opset)
     model.graph.name = component.name
@@ -55,7 +70,8 @@ def emit_onnx(
         onnx_bytes.check_structure(message, weights)
     except onnx.checker.ValidationError as problem:
         raise EmitError(component.name, f"the ONNX checker refuses the graph ({problem})") from problem
-    return _write(message, weights, path, is_external=onnx_bytes.weight_bytes(weights) >= external_from_bytes)
+    is_external = onnx_bytes.weight_bytes(weights) >= external_from_bytes
+    return _write(message, weights, path, is_external=is_external, shared=shared or SharedWeights())
 
 
 def _ir_version(opset: int) -> int:
@@ -71,8 +87,8 @@ def _translate(component: Component, exported: torch.export.ExportedProgram, ops
                 (),
                 dynamo=True,
                 opset_version=opset,
-                input_names=[spec.name for spec in component.inputs],
-                output_names=[spec.name for spec in component.outputs],
+                input_names=[spec.name_in_files for spec in component.inputs],
+                output_names=[spec.name_in_files for spec in component.outputs],
                 custom_translation_table=TRANSLATIONS,
                 optimize=False,
                 verbose=False,
@@ -93,19 +109,23 @@ def _require_dims(place: str, values: Sequence[ir.Value], specs: Sequence[Tensor
             raise EmitError(f"{place}: input {spec.name}", f"became {found} in ONNX", expected=str(spec.shape))
 
 
-def _write(message: onnx.ModelProto, weights: Sequence[ir.Value], path: Path, *, is_external: bool) -> EmittedFile:
+def _write(
+    message: onnx.ModelProto, weights: Sequence[ir.Value], path: Path, *, is_external: bool, shared: SharedWeights
+) -> EmittedFile:
     companions: tuple[Path, ...] = ()
     with ExitStack() as stack:
         temporary = stack.enter_context(appearing(path))
-        if is_external:
-            data = path.with_name(path.name + ".data")
+        if is_external or shared.is_first(weights):
+            data = path.with_name(path.name + "_data")
             companions = (data,)
             temporary_data = stack.enter_context(
                 appearing(data)
             )  # takes its name first: a graph without data is broken
-            onnx_bytes.write_with_data_file(message, weights, temporary, temporary_data, data.name)
+            shared.places |= onnx_bytes.write_with_data_file(
+                message, weights, temporary, temporary_data, data.name, shared.places
+            )
         else:
-            onnx_bytes.write_single_file(message, weights, temporary)
+            onnx_bytes.write_single_file(message, weights, temporary, shared.places)
     return EmittedFile(path, companions)
 
 

@@ -6,7 +6,7 @@ general optimizer mends part of that, and takes longer than these few edits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -14,14 +14,21 @@ from onnx_ir.passes import common
 from onnxscript import optimizer
 
 from vlmopt.core.program import TensorSpec
+from vlmopt.emit.onnx_bytes import address
 
 _FOLDED_BYTES = 1 << 20  # constants above a megabyte are not made at compile time: they would only add to the file
 
 
-def tidy(model: ir.Model, inputs: Sequence[TensorSpec]) -> None:
-    """Edits the model in place; it computes the same."""
-    name_dims(model, inputs)
-    fold_weight_transposes(model)
+def tidy(
+    model: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec] = (), shared: Collection[int] = ()
+) -> None:
+    """Edits the model in place; it computes the same.
+
+    Args:
+        shared: addresses of weights that other graphs read as well, and that stay as they are.
+    """
+    name_dims(model, inputs, outputs)
+    fold_weight_transposes(model, shared)
     freeze_reshapes(model)
     optimizer.fold_constants(
         model, input_size_limit=_FOLDED_BYTES, output_size_limit=_FOLDED_BYTES, should_fold=_may_fold
@@ -44,10 +51,13 @@ def _may_fold(node: ir.Node) -> bool | None:
     return False if node.op_type == "Transpose" and is_weight else None
 
 
-def name_dims(model: ir.Model, inputs: Sequence[TensorSpec]) -> None:
+def name_dims(model: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec] = ()) -> None:
     """Calls every symbolic dimension what the specs call it."""
     names: dict[str, str] = {}
-    for value, spec in zip(model.graph.inputs, inputs, strict=True):
+    for value, spec in (
+        *zip(model.graph.outputs, outputs, strict=False),
+        *zip(model.graph.inputs, inputs, strict=True),
+    ):
         for found, wanted in zip(value.shape or (), spec.shape, strict=True):
             if isinstance(found, ir.SymbolicDim) and isinstance(wanted, str):
                 names[str(found.value)] = wanted
@@ -69,9 +79,10 @@ def _values(model: ir.Model) -> list[ir.Value]:
     return found
 
 
-def fold_weight_transposes(model: ir.Model) -> None:
+def fold_weight_transposes(model: ir.Model, shared: Collection[int] = ()) -> None:
     """Stores a weight transposed where every reader transposes it alike; the copy is made while it is written."""
-    for value in list(model.graph.initializers.values()):
+    own = [value for value in model.graph.initializers.values() if address(value) not in shared]
+    for value in own:
         readers = [node for node, _ in value.uses()]
         orders = {_order(node) for node in readers}
         if len(orders) != 1 or None in orders or value.const_value is None:

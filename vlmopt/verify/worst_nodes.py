@@ -131,8 +131,7 @@ def onnx_values(path: Path, feed: Feed, names: Iterable[str]) -> dict[str, Tenso
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / path.name
             onnx.save(model, str(file))
-            data = path.with_name(path.name + ".data")
-            if data.is_file():  # ONNX Runtime follows no link out of the folder
+            for data in path.parent.glob("*.onnx_data"):  # ONNX Runtime follows no link out of the folder
                 shutil.copyfile(data, Path(folder) / data.name)
             session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     except Exception as error:

@@ -90,5 +90,5 @@ def graphs_bytes(folder: Path, files: Files) -> int:
     """Bytes of one format's graphs, the first that every component has, external weights included."""
     kind = next(iter(next(iter(files.values()))))
     names = [formats[kind] for formats in files.values()]
-    paths = [folder / part for name in names for part in (name, f"{name}.data")]
+    paths = [folder / part for name in names for part in (name, f"{name}_data")]
     return sum(path.stat().st_size for path in paths if path.is_file())

@@ -1,0 +1,104 @@
+"""The graphs of a model that writes text, in ONNX Runtime: a prompt, steps behind it, and weights written once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor
+
+from tests.capture.test_generative import captured_toy, prompts
+from vlmopt.core.program import Program
+from vlmopt.core.progress import Silent
+from vlmopt.emit import emit_program
+from vlmopt.graph.assembled import DECODER, EMBEDDING, VISION, embedded, empty_cache, positions, step
+
+EMBEDDING_BYTES = 64 * 32 * 4  # vocabulary times width, float32
+
+
+@dataclass(frozen=True)
+class Emitted:
+    program: Program
+    folder: Path
+    files: Mapping[str, Mapping[str, str]]
+
+    def run(self, component: str, feed: Mapping[str, Tensor]) -> list[Tensor]:
+        file = self.folder / self.files[component]["onnx"]
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        names = {spec.name: spec.name_in_files for spec in self.program.components[component].inputs}
+        found = session.run(None, {names[key]: np.ascontiguousarray(value) for key, value in feed.items()})
+        return [torch.from_numpy(value) for value in found]
+
+
+@pytest.fixture(scope="module", params=["llava_llama", "llava_tied"])
+def emitted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Emitted:
+    _, program = captured_toy(request.param)
+    folder = tmp_path_factory.mktemp("emitted")
+    return Emitted(program, folder, emit_program(program, ("onnx",), folder, progress=Silent()))
+
+
+@pytest.mark.parametrize(("n_images", "n_padding"), [((1,), 0), ((1, 2), 2), ((0,), 0)])
+def test_prompt_and_cached_steps_equal_the_program(emitted: Emitted, n_images: tuple[int, ...], n_padding: int) -> None:
+    program = emitted.program
+    ids, mask, pixels = prompts(program, n_images=n_images, n_padding=n_padding)
+    with torch.no_grad():
+        embeds = embedded(program, ids, pixels)
+        assert torch.allclose(read_prompt(emitted, ids, pixels), embeds, atol=1e-5)
+        cache = empty_cache(program.components[DECODER], len(ids))
+        for _ in range(3):
+            logits, after = step(program, embeds, mask, cache)
+            places = positions(mask)[:, -embeds.shape[1] :]
+            feed = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": places, **cache}
+            found, *present = emitted.run(DECODER, feed)
+            seen = mask[:, -embeds.shape[1] :].bool()
+            assert torch.allclose(found[seen], logits[seen], atol=1e-4)
+            for one, other in zip(present, after.values(), strict=True):
+                filled = mask.bool()[:, None, :, None].expand_as(other)
+                assert torch.allclose(one[filled], other[filled], atol=1e-4)
+            token = logits[:, -1:].argmax(-1)
+            embeds, cache = embedded(program, token), after
+            mask = torch.cat([mask, torch.ones_like(token)], 1)
+
+
+def read_prompt(emitted: Emitted, ids: Tensor, pixels: Tensor | None) -> Tensor:
+    """The prompt as the decoder reads it, from the two graphs in front of it."""
+    (embeds,) = emitted.run(EMBEDDING, {"input_ids": ids})
+    if pixels is None:
+        return embeds
+    (features,) = emitted.run(VISION, {"pixel_values": pixels})
+    assert emitted.program.generation is not None
+    return embeds.masked_scatter((ids == emitted.program.generation.image_token).unsqueeze(-1), features)
+
+
+def test_names_and_folder_are_those_that_runtimes_expect(emitted: Emitted) -> None:
+    names = (VISION, EMBEDDING, DECODER)
+    assert {name: files["onnx"] for name, files in emitted.files.items()} == {n: f"onnx/{n}.onnx" for n in names}
+    graph = onnx.load(emitted.folder / emitted.files[DECODER]["onnx"], load_external_data=False).graph
+    shapes = {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    }
+    assert shapes["attention_mask"] == ["batch", "total"]
+    assert shapes["past_key_values.0.key"] == ["batch", 2, "past", 8]
+    assert shapes["present.2.value"] == ["batch", 2, "total", 8]
+    assert shapes["logits"] == ["batch", "sequence", 64]
+
+
+def test_a_weight_that_two_graphs_read_is_written_once(emitted: Emitted) -> None:
+    program, files = emitted.program, emitted.files
+    graphs = {n: onnx.load(emitted.folder / files[n]["onnx"], load_external_data=False).graph for n in files}
+    outside = {name: [t for t in graph.initializer if t.external_data] for name, graph in graphs.items()}
+    read = [{part.data_ptr() for part in program.components[n].graph.parameters()} for n in (EMBEDDING, DECODER)]
+    if not read[0] & read[1]:
+        assert not any(outside.values())
+        return
+    first, second = ({entry.key: entry.value for entry in outside[n][0].external_data} for n in (EMBEDDING, DECODER))
+    assert first == second == {"location": "embed_tokens.onnx_data", "offset": "0", "length": str(EMBEDDING_BYTES)}
+    assert (emitted.folder / "onnx" / "embed_tokens.onnx_data").stat().st_size == EMBEDDING_BYTES
+    assert [len(outside[n]) for n in (VISION, EMBEDDING, DECODER)] == [0, 1, 1]
