@@ -180,3 +180,21 @@ def test_types_of_tokens_are_refused() -> None:
     model = PaliGemmaForConditionalGeneration(PaliGemmaConfig(vision_config=vision, text_config=text, image_token_id=5))
     with pytest.raises(CaptureError, match="reads types of tokens, which decide who sees whom"):
         capture_model(model.eval(), source_of(model))
+
+
+def test_a_decoder_that_cannot_be_called_alone_is_named() -> None:
+    from transformers import Blip2Config, Blip2ForConditionalGeneration, OPTConfig
+
+    text = OPTConfig(hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=64,
+                     word_embed_proj_dim=32, max_position_embeddings=64)  # fmt: skip
+    former = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = Blip2Config(
+        vision_config=toys.VISION,
+        qformer_config={**former, "encoder_hidden_size": 32, "vocab_size": 64},
+        text_config=text,
+        num_query_tokens=4,
+        image_token_index=5,
+    )
+    model = Blip2ForConditionalGeneration(config).eval()
+    with pytest.raises(CaptureError, match="decoder_model_merged of Blip2ForConditionalGeneration: stopped at"):
+        capture_model(model, source_of(model))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from itertools import permutations
 from pathlib import Path
@@ -115,17 +115,17 @@ def _name_inputs(name: str, module: Wrapper, graph: torch.fx.GraphModule) -> Non
     graph.recompile()
 
 
-def run_eager(name: str, module: Wrapper, sample: Mapping[str, Tensor]) -> Mapping[str, Any]:
-    """What the wrapped model itself returns for a sample.
+def run_eager(name: str, module: Wrapper, sample: Mapping[str, Any], *, call: Callable[..., Any] | None = None) -> Any:
+    """What the wrapped model itself, or another `call` of it, returns for a sample.
 
     Raises:
         CaptureError: it cannot be called with these inputs.
     """
     try:
         with torch.no_grad():
-            return module.model(**sample)  # type: ignore[no-any-return]
+            return (call or module.model)(**sample)
     except Exception as error:
-        sizes = {key: tuple(value.shape) for key, value in sample.items()}
+        sizes = {key: tuple(value.shape) for key, value in sample.items() if isinstance(value, Tensor)}
         raise CaptureError(
             f"{name} of {type(module.model).__name__}",
             f"stopped at {_where(error, module)} when called with {sizes}: {_reason(error)}",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlmopt.capture.export import capture_component
+from vlmopt.capture.export import TOLERANCE, capture_component, run_eager
 from vlmopt.capture.plan import CapturePlan
 from vlmopt.capture.samples import longest_text, sample_inputs, text_config
 from vlmopt.capture.wrappers import Decoder, TokenEmbedding, VisionEncoder, Wrapper
@@ -19,7 +19,7 @@ from vlmopt.graph.assembled import DECODER, EMBEDDING, VISION, embedded, positio
 
 BATCH, SEQUENCE, PAST = (2, 3), (5, 7), (4, 3)  # two sizes of each, none of them 0 or 1
 TYPICAL_SEQUENCE = 64  # tokens of a prompt without its images
-TOLERANCE = 1e-4  # of the largest logit: the whole model, prompt and cached step, against eager
+MARGIN = 10  # the whole model may depart from eager so many times further than one of its parts
 
 
 def is_generative(model: nn.Module) -> bool:
@@ -128,7 +128,8 @@ def _cache_entries(model: nn.Module, plan: CapturePlan, width: int) -> list[tupl
     sizes = {"batch": 1, "sequence": 2, "total": 2}
     named = {"attention_mask": ("batch", "total"), "inputs_embeds": ("batch", "sequence", width)}
     sample = _sample(plan, {**named, "position_ids": ("batch", "sequence")}, sizes)
-    _, *present = Decoder(model, 0)(**sample, past=())
+    probe = Decoder(model, 0)
+    _, *present = run_eager(DECODER, probe, {**sample, "past": ()}, call=probe)
     return [(int(value.shape[1]), int(value.shape[3])) for value in present]
 
 
@@ -177,21 +178,17 @@ def _compare_whole(model: nn.Module, program: Program, plan: CapturePlan) -> Non
     ids = torch.cat([words[:, :2], torch.full((2, n), mark), words[:, 2:]], 1).to(plan.device)
     mask = torch.ones_like(ids)
     mask[1, 0] = 0
+    whole = Wrapper(model)
     with torch.no_grad():
-        eager: Any = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=True, **_as_it_is(pixels)
-        )
+        prompt = {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask), **_as_it_is(pixels)}
+        eager: Any = run_eager("the model", whole, {**prompt, "use_cache": True})
         logits, cache = step(program, embedded(program, ids, pixels), mask)
         _require(logits, eager.logits, mask, "a prompt with an image")
         more = words[:, :1].to(plan.device)
         mask = torch.cat([mask, torch.ones_like(more)], 1)
-        again: Any = model(
-            input_ids=more,
-            attention_mask=mask,
-            position_ids=positions(mask)[:, -1:],
-            past_key_values=eager.past_key_values,
-            use_cache=True,
-        )
+        one_more = {"input_ids": more, "attention_mask": mask, "position_ids": positions(mask)[:, -1:]}
+        kept = {"past_key_values": eager.past_key_values, "use_cache": True}
+        again: Any = run_eager("the model", whole, {**one_more, **kept})
         logits, _ = step(program, embedded(program, more), mask, cache)
         _require(logits, again.logits, torch.ones_like(more), "the step behind it")
 
@@ -200,10 +197,11 @@ def _require(found: Tensor, wanted: Tensor, mask: Tensor, what: str) -> None:
     seen = mask.bool()
     scale = wanted[seen].double().abs().max().clamp(min=1e-6)
     worst = float((found[seen].double() - wanted[seen].double()).abs().max() / scale)
-    if not worst <= TOLERANCE:
+    allowed = MARGIN * TOLERANCE.get(wanted.dtype, 1e-5)
+    if not worst <= allowed:
         raise CaptureError(
             "the assembled model",
             f"differs from eager by {worst:.2g} of the largest logit at {what}",
-            expected=f"at most {TOLERANCE:.0e}",
+            expected=f"at most {allowed:.0e}",
             remedy="what this family does beside its parts belongs into vlmopt/capture/generative.py",
         )
