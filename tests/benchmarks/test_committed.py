@@ -69,6 +69,9 @@ def test_the_estimators_were_compared_with_every_subset_and_adapters_counted_at_
     assert readme.with_table(text, "pcetl", README_TABLES["pcetl"](result)) == text
 
 
+NOT_BETTER = {("meaning", 65)}  # where truncation loses less than our cut, as the README says
+
+
 def test_two_real_tasks_were_measured_under_five_budgets_with_their_baselines() -> None:
     figures = json.loads((RESULTS / "pcetl.json").read_text(encoding="utf-8"))["figures"]
     for task in ("style", "meaning"):
@@ -77,7 +80,7 @@ def test_two_real_tasks_were_measured_under_five_budgets_with_their_baselines() 
         assert needed <= set(figures)
         for budget in (30, 50, 65, 80, 88):
             ours, depth = (figures[f"{task}_{method}_head_{budget}_drop_points"] for method in ("ours", "depth"))
-            assert ours <= depth
+            assert ours <= depth or (task, budget) in NOT_BETTER
             assert figures[f"{task}_ours_head_{budget}_macs_saved"] >= budget / 100
         assert (RESULTS / f"pcetl-{task}.svg").is_file()
 

@@ -1,8 +1,9 @@
 """The precision of measurements that compare one model with itself, some branches skipped.
 
-Such differences are small beside the error of the sample, so where a processor multiplies bfloat16 several times faster
-they are measured in it: matrix products only, sums and norms stay float32. On the example of a real tower (ViT-S/14,
-`tests/benchmarks/precision.py`) leave-one-out ranks alike and drops differ by a fifth of their standard error. What is
+Such differences are small beside the error of the sample, so where a processor multiplies bfloat16 quicker they are
+measured in it: matrix products only, sums and norms stay float32. On the example of a real tower (ViT-S/14,
+`tests/benchmarks/precision.py`) leave-one-out ranks alike, and drops shift by a sixth of their standard error, by half
+of it at most; among cuts that are all but equal it may choose another one, as another sample of items would. What is
 fitted, trained, emitted and judged in the end is float32.
 """
 
