@@ -88,15 +88,16 @@ def cpu_name() -> str:
 
 
 def as_table(result: Mapping[str, object]) -> str:
-    """The figures as a Markdown table, and below it when and where each part was measured."""
-    figures, measured = result["figures"], result["measured"]
+    """The figures as a Markdown table, and below it when and where they were measured: all at once, or part by part."""
+    figures, machine, measured = result["figures"], result["machine"], result["measured"]
     assert isinstance(figures, dict)
+    assert isinstance(machine, dict)
     assert isinstance(measured, dict)
     rows = [f"| `{name}` | {value:.4g} |" for name, value in figures.items()]
-    where = [f"- `{part}`: {place}" for part, place in measured.items()]
-    return "\n".join(
-        ["| figure | value |", "|---|---:|", *rows, "", f"Measured by `{result['command']}`:", "", *where, ""]
-    )
+    where = [f"Measured on {machine['cpu']}, {machine['cores']} cores, {result['date']}: `{result['command']}`."]
+    if any("," in place for place in measured.values()):
+        where = [f"Measured by `{result['command']}`:", "", *(f"- `{part}`: {measured[part]}" for part in measured)]
+    return "\n".join(["| figure | value |", "|---|---:|", *rows, "", *where, ""])
 
 
 if __name__ == "__main__":
