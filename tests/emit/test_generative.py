@@ -17,6 +17,7 @@ from tests.capture.test_generative import captured_toy, prompts
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Silent
 from vlmopt.emit import emit_program
+from vlmopt.emit.onnx_file import SharedWeights, emit_onnx
 from vlmopt.graph.assembled import DECODER, EMBEDDING, VISION, embedded, empty_cache, positions, step
 
 EMBEDDING_BYTES = 64 * 32 * 4  # vocabulary times width, float32
@@ -102,3 +103,14 @@ def test_a_weight_that_two_graphs_read_is_written_once(emitted: Emitted) -> None
     assert first == second == {"location": "embed_tokens.onnx_data", "offset": "0", "length": str(EMBEDDING_BYTES)}
     assert (emitted.folder / "onnx" / "embed_tokens.onnx_data").stat().st_size == EMBEDDING_BYTES
     assert [len(outside[n]) for n in (VISION, EMBEDDING, DECODER)] == [0, 1, 1]
+
+
+def test_only_weights_that_the_program_holds_are_pointed_to(tmp_path: Path) -> None:
+    _, program = captured_toy("llava_tied")
+    tied = next(program.components[EMBEDDING].graph.parameters()).data_ptr()
+    for addresses in (frozenset[int](), frozenset({tied})):
+        shared = SharedWeights(addresses)
+        for name in (EMBEDDING, DECODER):
+            path = tmp_path / f"{name}.onnx"
+            emit_onnx(program.components[name], program.dims, path, external_from_bytes=1, shared=shared)
+        assert shared.places.keys() == addresses

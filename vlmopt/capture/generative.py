@@ -38,7 +38,7 @@ def capture_generative(model: nn.Module, source: ModelSource, plan: CapturePlan)
     dims = _dims(plan)
     embedding = _component(EMBEDDING, TokenEmbedding(model), {"input_ids": ("batch", "sequence")}, dims, plan)
     pixels = {"pixel_values": ("images", plan.channels, *plan.image)}
-    vision = _component(VISION, VisionEncoder(model, _as_it_is), pixels, dims, plan)
+    vision = _component(VISION, VisionEncoder(model), pixels, dims, plan)
     _, n_features, width = vision.outputs[0].shape
     decoder = _decoder(model, plan, dims, int(width))
     components = {part.name: part for part in (vision, embedding, decoder)}
@@ -47,10 +47,6 @@ def capture_generative(model: nn.Module, source: ModelSource, plan: CapturePlan)
     if plan.with_weights:
         _compare_whole(model, program, plan)
     return program
-
-
-def _as_it_is(pixel_values: Tensor) -> dict[str, Tensor]:
-    return {"pixel_values": pixel_values}
 
 
 def _dims(plan: CapturePlan) -> dict[str, Dim]:
@@ -180,7 +176,7 @@ def _compare_whole(model: nn.Module, program: Program, plan: CapturePlan) -> Non
     mask[1, 0] = 0
     whole = Wrapper(model)
     with torch.no_grad():
-        prompt = {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask), **_as_it_is(pixels)}
+        prompt = {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask), "pixel_values": pixels}
         eager: Any = run_eager("the model", whole, {**prompt, "use_cache": True})
         logits, cache = step(program, embedded(program, ids, pixels), mask)
         _require(logits, eager.logits, mask, "a prompt with an image")

@@ -5,7 +5,7 @@ The model lies under `model`, a prefix that raising cuts off again, so every ten
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -76,13 +76,9 @@ class VisionEncoder(Wrapper):
     inputs = ("pixel_values",)
     outputs = ("image_features",)
 
-    def __init__(self, model: nn.Module, pixels: Callable[[Tensor], Mapping[str, Any]]) -> None:
-        super().__init__(model)
-        self._pixels = pixels
-
     def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
         with _WholeBatch():
-            features = _pooled(self.model.get_image_features(**self._pixels(pixel_values)))
+            features = _pooled(self.model.get_image_features(pixel_values=pixel_values))
         (whole,) = features if isinstance(features, list | tuple) else (features,)
         return (whole,)
 

@@ -68,9 +68,9 @@ def emit_program(
     jobs = [(_on_cpu(component), kind) for component in program.components.values() for kind in formats]
     for component, kind in progress.track(jobs, "writing graphs", total=len(jobs)):
         is_apart = program.assembly is Assembly.GENERATIVE and kind == "onnx"
-        path = folder / ONNX_FOLDER / component.name if is_apart else folder / component.name
+        path = (folder / ONNX_FOLDER if is_apart else folder) / (component.name + SUFFIXES[kind])
         path.parent.mkdir(exist_ok=True)
-        written = writers[kind](component, program.dims, path.with_suffix(SUFFIXES[kind])).path
+        written = writers[kind](component, program.dims, path).path
         names[component.name][kind] = written.relative_to(folder).as_posix()
     return names
 

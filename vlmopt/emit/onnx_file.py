@@ -121,9 +121,11 @@ def _write(
             temporary_data = stack.enter_context(
                 appearing(data)
             )  # takes its name first: a graph without data is broken
-            shared.places |= onnx_bytes.write_with_data_file(
+            written = onnx_bytes.write_with_data_file(
                 message, weights, temporary, temporary_data, data.name, shared.places
             )
+            # only what the program holds: memory of this graph's own constants is soon another graph's
+            shared.places |= {where: place for where, place in written.items() if where in shared.addresses}
         else:
             onnx_bytes.write_single_file(message, weights, temporary, shared.places)
     return EmittedFile(path, companions)
