@@ -1,12 +1,14 @@
 """Takes residual branches out of the stream.
 
-Before: `y = x + f(x)`; after: `y = x`, and everything that only `f` needed is gone.
+Before: `y = x + f(x)`; after: `y = x`, and everything that only `f` needed is gone: of an attention in a decoder the
+entry in the cache too.
 Bound: none in general; the branches are chosen by their importance on the task and the result is judged on the task.
 
 Cases:
 1. Every branch of a pre-norm stack is a site.
 2. With `branches` given, those that match are sites and the others are refused.
 3. A branch whose inside is returned by the component is refused.
+4. What an attention keeps for the next step goes with it.
 """
 
 from __future__ import annotations
@@ -21,11 +23,11 @@ from vlmopt.core.contract import Case, Context, Pass, Plan, Promise, Refusal, Si
 from vlmopt.core.facts import CANONICAL, CAPTURED, STREAM_CUT, Fact
 from vlmopt.core.program import Program
 from vlmopt.graph.branches import find_branches
-from vlmopt.graph.canonical import drop_dead_nodes
 from vlmopt.graph.costing import nodes_cost
 from vlmopt.graph.example import ResidualBlocks, program_of
 from vlmopt.graph.patterns import check_patterns, is_match
-from vlmopt.graph.regions import is_read_behind, skip_branch
+from vlmopt.graph.regions import is_read_behind
+from vlmopt.graph.skipping import skip
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class SkipBranches(Pass):
     promise: ClassVar[Promise] = Promise.LOSSY
     requires: ClassVar[frozenset[Fact]] = frozenset({CAPTURED, CANONICAL})  # dead code would be counted as saved
     produces: ClassVar[frozenset[Fact]] = frozenset({STREAM_CUT})
+    changes_signature: ClassVar[bool] = True  # entries of the cache go with their attention
 
     def plan(self, program: Program, context: Context) -> Plan:
         sites: list[Site] = []
@@ -53,7 +56,7 @@ class SkipBranches(Pass):
                 names.append(name)
                 if self.branches and not is_match(name, self.branches):
                     refusals.append(Refusal(name, component_name, "not named in `branches`"))
-                elif is_read_behind(component.graph, branch):
+                elif is_read_behind(component, branch):
                     refusals.append(Refusal(name, component_name, "a value computed inside is read behind it"))
                 else:
                     cost = nodes_cost(component, branch.region, program.dims)
@@ -64,11 +67,7 @@ class SkipBranches(Pass):
         return Plan(tuple(sites), tuple(refusals), is_chosen=bool(self.branches))
 
     def apply(self, program: Program, site: Site, context: Context) -> None:
-        graph = program.components[site.component].graph
-        for branch in find_branches(graph):
-            if branch.name in site.target:
-                skip_branch(graph, branch)
-        drop_dead_nodes(graph)
+        skip(program, site.component, site.target)
 
     @classmethod
     def cases(cls) -> Iterable[Case]:

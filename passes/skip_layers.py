@@ -22,11 +22,11 @@ from vlmopt.core.contract import Case, Context, Pass, Plan, Promise, Refusal, Si
 from vlmopt.core.facts import CANONICAL, CAPTURED, STREAM_CUT, Fact
 from vlmopt.core.program import Program
 from vlmopt.graph.branches import Branch, find_branches
-from vlmopt.graph.canonical import drop_dead_nodes
 from vlmopt.graph.costing import nodes_cost
 from vlmopt.graph.example import ResidualBlocks, program_of
 from vlmopt.graph.patterns import check_patterns, is_match
-from vlmopt.graph.regions import is_read_behind, skip_branch
+from vlmopt.graph.regions import is_read_behind
+from vlmopt.graph.skipping import skip
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class SkipLayers(Pass):
     promise: ClassVar[Promise] = Promise.LOSSY
     requires: ClassVar[frozenset[Fact]] = frozenset({CAPTURED, CANONICAL})  # dead code would be counted as saved
     produces: ClassVar[frozenset[Fact]] = frozenset({STREAM_CUT})
+    changes_signature: ClassVar[bool] = True  # entries of the cache go with their attention
 
     def plan(self, program: Program, context: Context) -> Plan:
         sites: list[Site] = []
@@ -54,7 +55,7 @@ class SkipLayers(Pass):
                 names.append(name)
                 if self.layers and not is_match(name, self.layers):
                     refusals.append(Refusal(name, component_name, "not named in `layers`"))
-                elif any(is_read_behind(component.graph, branch) for branch in layer):
+                elif any(is_read_behind(component, branch) for branch in layer):
                     refusals.append(Refusal(name, component_name, "a value computed inside is read behind it"))
                 else:
                     nodes = dict.fromkeys(node for branch in layer for node in branch.region)
@@ -65,12 +66,7 @@ class SkipLayers(Pass):
         return Plan(tuple(sites), tuple(refusals), is_chosen=bool(self.layers))
 
     def apply(self, program: Program, site: Site, context: Context) -> None:
-        graph = program.components[site.component].graph
-        for name in site.target:  # found anew each time, since skipping one branch changes the sum of the next
-            for branch in find_branches(graph):
-                if branch.name == name:
-                    skip_branch(graph, branch)
-            drop_dead_nodes(graph)
+        skip(program, site.component, site.target)
 
     @classmethod
     def cases(cls) -> Iterable[Case]:

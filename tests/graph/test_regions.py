@@ -151,10 +151,10 @@ class Weights(nn.Module):
 def test_only_values_computed_inside_count_as_read_behind(returned: str, is_read: bool) -> None:
     component = component_of(seeded(Weights(returned)), sample(), torch.zeros(2, 5))
     (branch,) = find_branches(component.graph)
-    assert is_read_behind(component.graph, branch) is is_read
+    assert is_read_behind(component, branch) is is_read
 
 
 @pytest.mark.parametrize("block", [PreNorm, PostNorm, Parallel])
 def test_ordinary_branches_are_not_read_behind(block: type[nn.Module]) -> None:
     component = component_of(seeded(Stack(block(), block())), sample())
-    assert [is_read_behind(component.graph, b) for b in find_branches(component.graph)] == [False] * 4
+    assert [is_read_behind(component, b) for b in find_branches(component.graph)] == [False] * 4

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
 
+PAST, PRESENT = "past_key_values_", "present_"  # inputs and outputs of a decoder that hold its cache
 _CACHE = re.compile(r"^(past_key_values|present)_(\d+)_(key|value)$")
 
 

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from vlmopt.core.program import Component, Program
+from vlmopt.core.program import PAST, PRESENT, Component, Program
 from vlmopt.graph.replay import inputs_of
 
 VISION, EMBEDDING, DECODER = "vision_encoder", "embed_tokens", "decoder_model_merged"
-PAST, PRESENT = "past_key_values_", "present_"
 
 Cache = Mapping[str, Tensor]  # inputs `past_key_values_N_*` of the decoder, [B, H, P, K]
 

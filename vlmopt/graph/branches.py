@@ -146,7 +146,10 @@ def _shape(node: fx.Node) -> tuple[str, ...] | None:
 
 
 def nodes_between(start: fx.Node, end: fx.Node, order: dict[fx.Node, int]) -> dict[fx.Node, None]:
-    """Nodes on paths from `start` (excluded) to `end` (included), in graph order; empty if there is none."""
+    """Nodes on paths from `start` (excluded) to `end` (included), in graph order; empty if there is none.
+
+    Who reads the size of a value does not read the value.
+    """
     first = order[start]
     above: set[fx.Node] = set()
     pending = [end]
@@ -158,7 +161,7 @@ def nodes_between(start: fx.Node, end: fx.Node, order: dict[fx.Node, int]) -> di
         pending.extend(node.all_input_nodes)
     inside: dict[fx.Node, None] = {}
     for node in sorted(above, key=order.__getitem__):
-        if any(operand is start or operand in inside for operand in node.all_input_nodes):
+        if node.target is not aten.sym_size.int and any(n is start or n in inside for n in node.all_input_nodes):
             inside[node] = None
     return inside if end in inside else {}
 
@@ -188,7 +191,9 @@ def _make_branch(
 
 
 def _exclusive_region(term: fx.Node, additions: set[fx.Node], order: dict[fx.Node, int]) -> set[fx.Node]:
-    """The nodes that die when the term leaves the sum (side inputs that nothing else reads included)."""
+    """The nodes that die when the term leaves the sum: side inputs that nothing else reads included, and what is
+    returned beside the first output (new keys and values).
+    """
     region: set[fx.Node] = set()
     pending = [term]
     above: set[fx.Node] = set()
@@ -197,8 +202,11 @@ def _exclusive_region(term: fx.Node, additions: set[fx.Node], order: dict[fx.Nod
         if node not in above:
             above.add(node)
             pending.extend(node.all_input_nodes)
+    output = next(reversed(order))
     for node in sorted(above, key=order.__getitem__, reverse=True):
         readers = set(node.users) - region
+        if node is not output.args[0][0]:  # type: ignore[index]
+            readers.discard(output)
         if node.op != "placeholder" and (not readers or (node is term and readers <= additions)):
             region.add(node)
     return region

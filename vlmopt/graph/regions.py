@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import fx, nn
 
+from vlmopt.core.program import PRESENT, Component
 from vlmopt.graph.branches import Branch, nodes_between
 from vlmopt.graph.marks import Mark, joined, marks_of, set_marks
-from vlmopt.graph.modules import get_at
+from vlmopt.graph.modules import get_at, output_values
 
 aten = torch.ops.aten
 
@@ -64,24 +65,35 @@ def splice(node: fx.Node, value: fx.Node, *, readers: Iterable[fx.Node] | None =
             reader.replace_input_with(node, value)
 
 
-def is_read_behind(module: fx.GraphModule, branch: Branch) -> bool:
-    """Whether a value computed inside the branch (attention weights, new keys and values) reaches an output beside its
-    sum, so that a skip would drop it or leave its computation behind.
+def is_read_behind(component: Component, branch: Branch) -> bool:
+    """Whether a value computed inside the branch (attention weights, say) reaches an output beside its sum, so that a
+    skip would drop it or leave its computation behind.
 
-    What parallel branches share (a norm) ends in their common sum and counts for none of them.
+    What parallel branches share (a norm) ends in their common sum and counts for none of them, and what the branch
+    alone keeps for the next step goes with it (`skipping.py`).
     """
+    module, kept = component.graph, kept_outputs(component, branch)
     order = {node: i for i, node in enumerate(module.graph.nodes)}
+    read = [node for i, node in enumerate(output_values(module)) if i not in kept]
     total = branch.exit.all_input_nodes[0] if branch.is_post_norm else branch.exit
     pending = list(nodes_between(branch.stream, branch.term, order))
     seen: set[fx.Node] = set()
     while pending:
         node = pending.pop()
-        if node.op == "output":
+        if node is total or node in seen:
+            continue
+        if node in read:
             return True
-        if node is not total and node not in seen:
-            seen.add(node)
-            pending.extend(node.users)
+        seen.add(node)
+        pending.extend(node.users)
     return False
+
+
+def kept_outputs(component: Component, branch: Branch) -> list[int]:
+    """The places among the component's outputs of the keys and values that the branch keeps for the next step."""
+    region = set(branch.region)
+    pairs = enumerate(zip(output_values(component.graph), component.outputs, strict=True))
+    return [place for place, (node, spec) in pairs if spec.name.startswith(PRESENT) and node in region]
 
 
 def entry_linears(module: fx.GraphModule, branch: Branch) -> tuple[fx.Node, ...]:

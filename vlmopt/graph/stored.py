@@ -203,14 +203,16 @@ def _symbols(component: Component, dims: Mapping[str, Dim], environment: ShapeEn
     """A symbol for every named dimension, at sizes that differ: torch takes equal sizes for one."""
     from torch._dynamo.source import ConstantSource
 
-    names = dict.fromkeys(size for spec in component.inputs for size in spec.shape if isinstance(size, str))
+    used = dict.fromkeys(size for spec in component.inputs for size in spec.shape if isinstance(size, str))
+    sums = {name: dims[name].sum_of for name in used if dims[name].sum_of}
+    names = dict.fromkeys([*(n for n in used if n not in sums), *(part for parts in sums.values() for part in parts)])
     symbols: dict[str, Any] = {}
     for position, name in enumerate(names):
         size = min(max(dims[name].typical, dims[name].minimum, 2) + 1 + position, max(dims[name].maximum, 2))
         source = ConstantSource(f"_{name}")
         symbol = environment.create_symbol(size, source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
         symbols[name] = environment.create_symintnode(symbol, hint=size, source=source)
-    return symbols
+    return symbols | {name: sum(symbols[part] for part in parts) for name, parts in sums.items()}
 
 
 def _fake_value(component: Component, node: fx.Node, values: Mapping[fx.Node, Any], mode: FakeTensorMode) -> Any:

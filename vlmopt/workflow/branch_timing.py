@@ -107,8 +107,8 @@ def _classes(program: Program, name: str) -> list[list[str]]:
 
 
 def _skippable(program: Program, name: str) -> list[Branch]:
-    graph = program.components[name].graph
-    return [branch for branch in find_branches(graph) if not is_read_behind(graph, branch)]
+    component = program.components[name]
+    return [branch for branch in find_branches(component.graph) if not is_read_behind(component, branch)]
 
 
 def _mixed(classes: Sequence[Sequence[str]]) -> list[str]:

@@ -205,7 +205,7 @@ def _candidates(artifact: _Artifact, original: Program) -> frozenset[str]:
         f"{name}/{branch.name}"
         for name, component in original.components.items()
         for branch in find_branches(component.graph)
-        if name not in folded and not is_read_behind(component.graph, branch)
+        if name not in folded and not is_read_behind(component, branch)
     )
 
 
