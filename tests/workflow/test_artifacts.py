@@ -95,7 +95,7 @@ def test_all_formats_of_a_fused_model_agree(answerer: Path) -> None:
     arrays |= preprocessor.texts(["what colour is it ?", "is it red ?"])
     feed = {spec.name: torch.from_numpy(np.asarray(arrays[spec.name])) for spec in entry_of.inputs}
     found = [
-        open_(answerer / file)(feed)
+        open_(answerer / file)(feed)[0]
         for open_, file in zip((open_onnx, open_torchscript, open_pt2), entry_of.files.values(), strict=True)
     ]
     assert found[0].shape == (2, 4)

@@ -51,6 +51,15 @@ class SimilarityEntry(_Entry):
     bias: float = 0.0
 
 
+class GenerationEntry(_Entry):
+    """How the graphs of a generative artifact make one model: what `Generation` says of the program."""
+
+    image_token: int
+    image_tokens: int
+    stop_tokens: tuple[int, ...] = ()
+    cache_layers: tuple[int, ...] = ()
+
+
 class SourceEntry(_Entry):
     """The original model."""
 
@@ -98,6 +107,7 @@ class Manifest(_Entry):
     metric: str | None = None
     labels: tuple[str, ...] = ()
     similarity: SimilarityEntry | None = None
+    generation: GenerationEntry | None = None
     prompts: tuple[str, ...] = ()
     dims: dict[str, DimEntry]
     components: dict[str, ComponentEntry]

@@ -80,6 +80,7 @@ class Generation:
     image_token: int  # the token that stands for one feature
     image_tokens: int  # features of one image
     stop_tokens: tuple[int, ...] = ()  # an answer ends with any of them
+    cache_layers: tuple[int, ...] = ()  # of an emitted program: the decoder's layer of every entry of the cache
 
 
 @dataclass(frozen=True)

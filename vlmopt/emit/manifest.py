@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from vlmopt.core.manifest import (
     DimEntry,
     FileEntry,
     GateEntry,
+    GenerationEntry,
     MachineEntry,
     Manifest,
     SimilarityEntry,
@@ -44,7 +46,7 @@ def build_manifest(
         files: every file whose change must be noticed; hashed here.
         prompts: the texts that stand for the labels, label by label, for an artifact that keeps its text encoder.
     """
-    similarity = program.similarity
+    similarity, generation = program.similarity, program.generation
     return Manifest(
         vlmopt=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -53,6 +55,7 @@ def build_manifest(
         metric=metric,
         labels=program.labels,
         similarity=None if similarity is None else SimilarityEntry(scale=similarity.scale, bias=similarity.bias),
+        generation=None if generation is None else GenerationEntry(**asdict(generation)),
         prompts=tuple(prompts),
         dims={name: _dim(dim) for name, dim in program.dims.items()},
         components={name: _component(part, emitted.get(name, {})) for name, part in program.components.items()},

@@ -233,6 +233,12 @@ def run_component(component: Component, feeds: Iterable[Feed], target: fx.Node |
     return torch.cat([replay.variants(feed, [frozenset()])[0] for feed in feeds])
 
 
+def run_outputs(component: Component, feed: Feed) -> tuple[Tensor, ...]:
+    """All outputs on one batch, on the CPU."""
+    with torch.no_grad():
+        return tuple(value.cpu() for value in component.graph(*inputs_of(component, feed)))
+
+
 def inputs_of(component: Component, feed: Feed) -> list[Tensor]:
     """The component's inputs in order, where its weights lie: feeds are made on the CPU."""
     device = device_of(component.graph)

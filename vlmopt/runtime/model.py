@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import zip_longest
@@ -17,9 +17,10 @@ from vlmopt.core.errors import ArtifactError
 from vlmopt.core.labels import label_blocks
 from vlmopt.core.manifest import MULTI_TASK, Manifest, read_manifest, size_problems
 from vlmopt.preprocess import Preprocessor
+from vlmopt.runtime.answering import Answer, Answering, Picture, Request, answered
+from vlmopt.runtime.sampling import Sampling
 from vlmopt.runtime.session import Session, open_session
 
-Picture = Image.Image | str | Path
 Scores = list[list[tuple[str, float]]]  # for every item: labels with probabilities, the most probable first
 
 IMAGE_INPUTS = frozenset({"pixel_values", "pixel_mask", "pixel_attention_mask", "spatial_shapes"})
@@ -62,6 +63,9 @@ class Model:
         Raises:
             ArtifactError: the artifact needs another combination of inputs.
         """
+        if self.manifest.generation is not None:
+            remedy = "call generate(prompt, images)"
+            raise ArtifactError(str(self.folder), "writes its answers token by token", remedy=remedy)
         if images and texts:
             if self._is_dual:
                 return self.similarity(images, texts)
@@ -110,6 +114,49 @@ class Model:
         pictures = list(images) * (n if len(images) == 1 else 1)
         sentences = list(texts) * (n if len(texts) == 1 else 1)
         return self._first(self._component(has_images=True, has_texts=True), images=pictures, texts=sentences)
+
+    def generate(
+        self,
+        prompt: str,
+        images: Sequence[Picture] | Picture = (),
+        *,
+        system: str | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """What the model writes behind a prompt with images, greedy unless a temperature is given (`Sampling`).
+
+        Args:
+            max_new_tokens: 128 by default, or as many as the model has room for.
+            on_text: is given every piece of the answer as it comes.
+
+        Raises:
+            ArtifactError: the artifact writes no answers, or the prompt is empty or too long.
+            TaskError: an image does not decode, or the prompt has places for another number of images.
+        """
+        pictures = [images] if isinstance(images, Image.Image | str | Path) else images
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        answering = self.answering([Request(prompt, pictures, system)], sampling, max_new_tokens)
+        (answer,) = answered(answering, None if on_text is None else lambda _, piece: on_text(piece))
+        return answer
+
+    def answering(
+        self, requests: Sequence[Request], sampling: Sampling | None = None, max_new_tokens: int | None = None
+    ) -> Answering:
+        """A batch of requests, to be answered side by side, step by step.
+
+        Raises:
+            ArtifactError: the artifact writes no answers.
+        """
+        generation = self.manifest.generation
+        if generation is None:
+            found = f"is {self.manifest.assembly}, and writes no text"
+            raise ArtifactError(str(self.folder), found, expected="an artifact of a generative model")
+        return Answering(self._session, generation, self.preprocessor, requests, sampling or Sampling(), max_new_tokens)
 
     def outputs(self, component: str, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The named outputs of one graph on arrays, unpreprocessed.

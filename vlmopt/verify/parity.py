@@ -16,7 +16,7 @@ from vlmopt.core.contract import Promise
 from vlmopt.core.errors import ArtifactError
 from vlmopt.core.program import Assembly, Component, Dim, Program
 from vlmopt.core.workload import Feed
-from vlmopt.graph.replay import run_component
+from vlmopt.graph.replay import run_outputs
 from vlmopt.graph.similarity import class_embeddings, similarity_logits
 from vlmopt.verify.tolerances import ARTIFACT, allowed
 
@@ -59,11 +59,11 @@ def check_step(name: str, promise: Promise, before: Program, after: Program, fee
 
 
 def program_scores(program: Program, feeds: Mapping[str, Feed]) -> dict[str, Tensor]:
-    """Every component's output on one batch; fixed inputs take the place of a feed."""
+    """Every component's outputs on one batch; fixed inputs take the place of a feed."""
     scores: dict[str, Tensor] = {}
     for name, component in program.components.items():
-        feed = program.fixed_inputs.get(name) or feeds[name]
-        scores[component.outputs[0].name] = run_component(component, [feed])
+        values = run_outputs(component, program.fixed_inputs.get(name) or feeds[name])
+        scores |= {spec.name: value for spec, value in zip(component.outputs, values, strict=True)}
     return scores
 
 
@@ -76,28 +76,30 @@ def _joined(program: Program, scores: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"logits": similarity_logits(image, text, program.similarity)}
 
 
-Runner = Callable[[Feed], Tensor]
+Runner = Callable[[Feed], tuple[Tensor, ...]]  # a batch in, all outputs out
+Recorded = tuple[Feed, Sequence[Tensor]]  # a batch, and all outputs wanted
 
 
 def open_onnx(path: Path) -> Runner:
-    """The first output of an ONNX file, in ONNX Runtime."""
+    """An ONNX file in ONNX Runtime; inputs go by their names, with dots in them or without."""
     import onnxruntime
 
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ArtifactError(str(path), f"ONNX Runtime cannot load it ({str(error).splitlines()[0][:200]})") from error
-    names = {value.name for value in session.get_inputs()}
+    names = {value.name.replace(".", "_"): value.name for value in session.get_inputs()}
 
-    def run(feed: Feed) -> Tensor:
-        arrays = {key: np.ascontiguousarray(value.numpy()) for key, value in feed.items() if key in names}
-        return torch.from_numpy(np.asarray(session.run(None, arrays)[0]))
+    def run(feed: Feed) -> tuple[Tensor, ...]:
+        named = ((names.get(key.replace(".", "_")), value) for key, value in feed.items())
+        arrays = {name: np.ascontiguousarray(value.numpy()) for name, value in named if name is not None}
+        return tuple(torch.from_numpy(np.asarray(value)) for value in session.run(None, arrays))
 
     return run
 
 
 def open_torchscript(path: Path) -> Runner:
-    """The first output of a TorchScript file."""
+    """A TorchScript file; inputs go by their order."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
@@ -105,39 +107,45 @@ def open_torchscript(path: Path) -> Runner:
         except (RuntimeError, ValueError) as error:
             raise ArtifactError(str(path), f"cannot be loaded ({str(error).splitlines()[0][:200]})") from error
 
-    def run(feed: Feed) -> Tensor:
+    def run(feed: Feed) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            return _first(module(*feed.values()))
+            return _every(module(*feed.values()))
 
     return run
 
 
 def open_pt2(path: Path) -> Runner:
-    """The first output of a saved torch.export program."""
+    """A saved torch.export program; inputs go by their order."""
     try:
         module = torch.export.load(str(path)).module()
     except Exception as error:
         raise ArtifactError(str(path), f"cannot be loaded ({str(error).splitlines()[0][:200]})") from error
 
-    def run(feed: Feed) -> Tensor:
+    def run(feed: Feed) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            return _first(module(*feed.values()))
+            return _every(module(*feed.values()))
 
     return run
 
 
-def _first(value: Tensor | Sequence[Tensor]) -> Tensor:
-    return value if isinstance(value, Tensor) else value[0]
+def _every(value: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return (value,) if isinstance(value, Tensor) else tuple(value)
 
 
 OPENERS: dict[str, Callable[[Path], Runner]] = {"onnx": open_onnx, "torchscript": open_torchscript, "pt2": open_pt2}
 
 
-def check_file(name: str, path: Path, kind: str, cases: Sequence[tuple[Feed, Tensor]], *, dtype: str) -> Gate:
-    """Whether a graph file computes what was recorded for every case (inputs, wanted output)."""
+def check_file(name: str, path: Path, kind: str, cases: Sequence[Recorded], *, dtype: str) -> Gate:
+    """Whether a graph file computes what was recorded for every case."""
     run = OPENERS[kind](path)
-    worst = max(difference(run(feed), wanted) for feed, wanted in cases)
+    worst = max(_worst(run(feed), wanted) for feed, wanted in cases)
     return Gate(name, worst <= ARTIFACT[dtype], worst, ARTIFACT[dtype])
+
+
+def _worst(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    if len(found) != len(wanted):
+        return float("inf")
+    return max(difference(one, other) for one, other in zip(found, wanted, strict=True))
 
 
 def two_shapes(component: Component, feed: Feed, dims: Mapping[str, Dim]) -> list[Feed]:

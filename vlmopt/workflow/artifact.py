@@ -13,9 +13,9 @@ from vlmopt.core.manifest import MANIFEST, ComponentEntry, Manifest, read_manife
 from vlmopt.core.progress import Progress, Silent
 from vlmopt.core.workload import Feed
 from vlmopt.rundir import CHECKSUM
-from vlmopt.verify.parity import Gate, check_file
+from vlmopt.verify.parity import Gate, Recorded, check_file
 from vlmopt.workflow.evaluating import evaluate_artifact
-from vlmopt.workflow.publishing import CASES
+from vlmopt.workflow.publishing import CASES, wanted_key
 from vlmopt.workflow.timing import time_sessions
 
 
@@ -80,13 +80,13 @@ def _graphs(path: Path, manifest: Manifest) -> list[Gate]:
     return gates
 
 
-def recorded_cases(recorded: dict[str, Tensor], name: str, entry: ComponentEntry) -> list[tuple[Feed, Tensor]]:
-    """(inputs in order, wanted output) of every case that was kept for a component."""
-    cases: list[tuple[Feed, Tensor]] = []
+def recorded_cases(recorded: dict[str, Tensor], name: str, entry: ComponentEntry) -> list[Recorded]:
+    """Inputs in order and wanted outputs of every case that was kept for a component."""
+    cases: list[Recorded] = []
     while f"{name}|{len(cases)}|=" in recorded:
         number = len(cases)
         feed = {spec.name: recorded[f"{name}|{number}|{spec.name}"] for spec in entry.inputs}
-        cases.append((feed, recorded[f"{name}|{number}|="]))
+        cases.append((feed, [recorded[wanted_key(name, number, place)] for place in range(len(entry.outputs))]))
     return cases
 
 

@@ -84,7 +84,7 @@ def _run_artifact(
         kind, file = next(iter(entry.files.items()))
         run, feeds = OPENERS[kind](path / file), workload.feeds[name]
         tracked = progress.track(feeds, f"evaluating {name}", total=len(feeds))
-        outputs[name] = torch.cat([run(feed) for feed in tracked])
+        outputs[name] = torch.cat([run(feed)[0] for feed in tracked])
     return workload, outputs
 
 

@@ -92,7 +92,7 @@ def _artifact_outputs(state: RunState, files: Files, workload: TaskWorkload) -> 
             outputs[name] = run_component(component, tracked)
             continue
         run = open_onnx(state.run.path(files[name]["onnx"]))
-        outputs[name] = torch.cat([run(feed) for feed in tracked])
+        outputs[name] = torch.cat([run(feed)[0] for feed in tracked])
     return outputs
 
 

@@ -10,10 +10,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from vlmopt.core.manifest import MANIFEST, GateEntry, Manifest, sha256_of
-from vlmopt.core.workload import Feed
 from vlmopt.emit import emit_program
 from vlmopt.emit.manifest import build_manifest, write_manifest
-from vlmopt.graph.replay import run_component
+from vlmopt.graph.replay import run_outputs
 from vlmopt.report import read_report, render_markdown
 from vlmopt.report.html import render_html
 from vlmopt.rewrite.pipeline import StepResult
@@ -30,11 +29,12 @@ from vlmopt.rundir import (
 )
 from vlmopt.tasks.kinds.zero_shot_image_classification import prompts
 from vlmopt.tasks.specification import TaskKind
-from vlmopt.verify.parity import Gate, check_file, two_shapes
+from vlmopt.verify.parity import Gate, Recorded, check_file
 from vlmopt.workflow.budgeting import resource_gates
 from vlmopt.workflow.evidence import Evidence, drop_gates, final_evaluation
 from vlmopt.workflow.reporting import report_of
 from vlmopt.workflow.run_state import RunState
+from vlmopt.workflow.samples import sample_shapes
 from vlmopt.workflow.timing import Files, graphs_bytes, time_components
 
 CASES = ".work/40-verify/cases.safetensors"
@@ -102,19 +102,25 @@ def _check_files(state: RunState, files: Files) -> list[Gate]:
     """Every file at two shapes against the program; the cases are kept, so `vlmopt verify` can repeat this later."""
     gates: list[Gate] = []
     recorded: dict[str, Tensor] = {}
-    feeds = state.sample_feeds(state.optimized)
+    shapes = sample_shapes(state.optimized, state.fit, seed=state.recipe.seed)
     for name, component in state.optimized.components.items():
-        cases: list[tuple[Feed, Tensor]] = []
-        for i, feed in enumerate(two_shapes(component, feeds[name], state.optimized.dims)):
-            wanted = run_component(component, [feed])
+        cases: list[Recorded] = []
+        names = {spec.name: spec.name_in_files for spec in component.inputs}
+        for i, feed in enumerate(shapes[name]):
+            wanted = run_outputs(component, feed)
             cases.append((feed, wanted))
-            recorded.update({f"{name}|{i}|{key}": value.contiguous() for key, value in feed.items()})
-            recorded[f"{name}|{i}|="] = wanted.contiguous()
+            recorded.update({f"{name}|{i}|{names[key]}": value.contiguous() for key, value in feed.items()})
+            recorded.update({wanted_key(name, i, place): value.contiguous() for place, value in enumerate(wanted)})
         for kind, file in files[name].items():
             dtype = component.outputs[0].dtype
             gates.append(check_file(f"{file} equals the program", state.run.path(file), kind, cases, dtype=dtype))
     atomic_write(state.run.path(CASES), save({key: value.clone() for key, value in recorded.items()}))
     return gates
+
+
+def wanted_key(component: str, case: int, place: int) -> str:
+    """Under which an output of a case is kept."""
+    return f"{component}|{case}|={place or ''}"
 
 
 def write_results(state: RunState, steps: list[StepResult], evidence: Evidence) -> dict[str, Any]:

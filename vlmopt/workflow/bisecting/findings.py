@@ -15,7 +15,7 @@ from vlmopt.core.program import Component, Program
 from vlmopt.core.progress import Silent
 from vlmopt.core.workload import Feed
 from vlmopt.emit import DEFAULT_OPSET, SUFFIXES, emit_program
-from vlmopt.graph.replay import inputs_of, run_component
+from vlmopt.graph.replay import inputs_of, run_component, run_outputs
 from vlmopt.verify.bisection import Answer
 from vlmopt.verify.parity import check_file, check_step, two_shapes
 
@@ -102,7 +102,7 @@ def other_file(
 ) -> Finding | None:
     """A file of the component that cannot be written, or computes something else in its own runtime."""
     alone = program.with_components({component.name: component})
-    cases = [(case, run_component(component, [case])) for case in two_shapes(component, feed, program.dims)]
+    cases = [(case, run_outputs(component, case)) for case in two_shapes(component, feed, program.dims)]
     try:
         emit_program(alone, formats, folder, progress=Silent(), opset=opset)
         for kind in formats:
