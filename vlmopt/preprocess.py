@@ -6,6 +6,7 @@ milliseconds, importing transformers seconds.
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ TEXT_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt"),
     *("vocab.json", "merges.txt", "bpe.codes", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model"),
 )
+PROMPT_FILES = ("chat_template.jinja", "chat_template.json", "generation_config.json")
 VOCABULARIES = (
     "tokenizer.json",
     "vocab.txt",
@@ -75,7 +77,7 @@ class Preprocessor:
     @property
     def files(self) -> list[Path]:
         """The files that an artifact must carry so that it preprocesses alike."""
-        names = ("config.json", *IMAGE_FILES, *TEXT_FILES)
+        names = ("config.json", *IMAGE_FILES, *TEXT_FILES, *PROMPT_FILES)
         return [self.folder / name for name in names if (self.folder / name).is_file()]
 
     @cached_property
@@ -126,16 +128,16 @@ class Preprocessor:
         limit = self.longest_text if wanted is None else min(wanted, self.longest_text)
         is_fixed = wanted is not None or self.configuration.get("model_type") in PADDED_TO_MAXIMUM
         if limit >= UNLIMITED:
-            made = self._tokenizer(list(texts), padding="longest", return_tensors="np")
+            made = self.tokenizer(list(texts), padding="longest", return_tensors="np")
         else:
             padding = "max_length" if is_fixed else "longest"
-            made = self._tokenizer(list(texts), padding=padding, truncation=True, max_length=limit, return_tensors="np")
+            made = self.tokenizer(list(texts), padding=padding, truncation=True, max_length=limit, return_tensors="np")
         return {name: np.ascontiguousarray(array, dtype=np.int64) for name, array in made.items()}
 
     @cached_property
     def longest_text(self) -> int:
         """Tokens that the model takes at most."""
-        stated = int(min(self._tokenizer.model_max_length, UNLIMITED))
+        stated = int(min(self.tokenizer.model_max_length, UNLIMITED))
         text = self.configuration.get("text_config") or self.configuration
         positions = text.get("max_position_embeddings")
         if not isinstance(positions, int) or positions <= 0:
@@ -175,7 +177,12 @@ class Preprocessor:
         return self._built("image processor", AutoImageProcessor, backend="pil")
 
     @cached_property
-    def _tokenizer(self) -> Any:
+    def tokenizer(self) -> Any:
+        """The tokenizer of transformers.
+
+        Raises:
+            ModelError: the folder holds none, or it cannot be built.
+        """
         if not self.has_text:
             raise ModelError(str(self.folder), "has no tokenizer", expected=f"one of {', '.join(VOCABULARIES)}")
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -192,12 +199,45 @@ class Preprocessor:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         return tokenizer
 
+    @cached_property
+    def processor(self) -> Any | None:
+        """The processor that puts images into texts, made of the image processor and the tokenizer alone; None where
+        the folder names no such class.
+
+        Why not as transformers loads it: many have a part for videos, which needs torchvision.
+
+        Raises:
+            ModelError: it cannot be built.
+        """
+        files = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+        stated = [_read_json(self.folder / name) for name in files]
+        named = next((found["processor_class"] for found in stated if found.get("processor_class")), None)
+        if named is None or not self.has_images:
+            return None
+        import transformers
+
+        wanted = getattr(transformers, str(named), None)
+        if wanted is None:
+            raise ModelError(str(self.folder), f"names the processor {named!r}, which transformers does not know")
+        lone = type(wanted.__name__, (wanted,), {"check_argument_for_proper_class": lambda self, *_: None})
+        names = wanted.get_attributes()
+        parts = {**dict.fromkeys(names), "image_processor": self._image_processor, "tokenizer": self.tokenizer}
+        taken = set(inspect.signature(wanted.__init__).parameters) - {*names, "chat_template"}
+        try:
+            made = lone(**parts, **{key: value for key, value in stated[0].items() if key in taken})
+        except Exception as problem:
+            raise self._not_built("processor", problem) from problem
+        return made if getattr(made, "image_token", None) else None
+
     def _built(self, what: str, maker: Any, **options: str) -> Any:
         try:
             return maker.from_pretrained(str(self.folder), local_files_only=True, **options)
         except Exception as problem:
-            reason = str(problem).strip().splitlines() or [type(problem).__name__]
-            raise ModelError(str(self.folder), f"its {what} cannot be built ({reason[0][:200]})") from problem
+            raise self._not_built(what, problem) from problem
+
+    def _not_built(self, what: str, problem: Exception) -> ModelError:
+        reason = str(problem).strip().splitlines() or [type(problem).__name__]
+        return ModelError(str(self.folder), f"its {what} cannot be built ({reason[0][:200]})")
 
 
 def open_picture(image: Image.Image | str | Path, name: str = "image") -> Image.Image:
