@@ -176,6 +176,9 @@ def write_model(family: str, folder: Path, *, seed: int = 0) -> Path:
 
     model = make(family, seed=seed)
     model.save_pretrained(folder)
+    if family in GENERATIVE:
+        _write_prompt_files(folder)
+        return folder
     words = [*SPECIAL, *COLOURS, "none", "a", "photo", "of", "square", "what", "colour", "is", "it", "?"]
     BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
     size = {"height": 32, "width": 32}
@@ -185,6 +188,27 @@ def write_model(family: str, folder: Path, *, seed: int = 0) -> Path:
         processor = CLIPImageProcessorPil(size=size, crop_size=size)
     processor.save_pretrained(folder)
     return folder
+
+
+def _write_prompt_files(folder: Path) -> None:
+    """A tokenizer of whole words that knows the image's placeholder, a chat template, and an image processor."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
+
+    words = [*SPECIAL, *COLOURS, "none", "a", "photo", "of", "square", "what", "colour", "is", "it", "?", "USER", "BOT"]
+    words += [f"w{i}" for i in range(len(words), IMAGE_TOKEN)]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "bos_token": "[CLS]", "eos_token": "[SEP]"}
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    made.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    made.chat_template = (
+        "{% for message in messages %}USER {% for part in message['content'] %}"
+        "{{ '<image> ' if part['type'] == 'image' else part['text'] + ' ' }}{% endfor %}{% endfor %}BOT "
+    )
+    made.save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    CLIPImageProcessorPil(size=size, crop_size=size).save_pretrained(folder)
 
 
 def write_task(folder: Path, kind: str, *, n: int = 60, name: str = "colour", seed: int = 0, **fields: Any) -> Path:

@@ -93,6 +93,13 @@ class Preprocessor:
         edge = self._edge_of_square
         return None if edge is None else (edge, edge)
 
+    def warm_up(self) -> None:
+        """Builds what the folder holds of a processor, which the first call would otherwise do."""
+        if self.has_text:
+            _ = self.processor or self.tokenizer
+        if self.has_images:
+            _ = self._image_processor
+
     def images(self, images: Sequence[Image.Image | str | Path]) -> Arrays:
         """`pixel_values` [B, 3, H, W] float32, and whatever else the model's processor makes of images.
 

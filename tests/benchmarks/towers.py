@@ -50,7 +50,8 @@ from vlmopt.workflow.cutting import cut_program
 from vlmopt.workflow.opening import LazyOutputs, OpenedModel, OpenedTask, open_model, open_task
 from vlmopt.workflow.optimizing import load_passes, set_up
 from vlmopt.workflow.profiling import checkpoint_in, measure_profile
-from vlmopt.workflow.run_state import RunState, sample_feeds
+from vlmopt.workflow.run_state import RunState
+from vlmopt.workflow.samples import sample_feeds
 from vlmopt.workflow.searching import candidates_of, measured_planner
 from vlmopt.workflow.stepping import run_passes
 from vlmopt.workflow.timing import time_sessions

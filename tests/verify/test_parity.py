@@ -19,7 +19,7 @@ from vlmopt.core.progress import Silent
 from vlmopt.core.workload import Feed
 from vlmopt.emit import SUFFIXES, emit_program
 from vlmopt.graph.example import ResidualBlocks, program_of
-from vlmopt.graph.replay import run_component, run_outputs
+from vlmopt.graph.replay import run_outputs
 from vlmopt.verify.parity import OPENERS, check_file, check_step, difference, two_shapes
 from vlmopt.verify.tolerances import ARTIFACT, CLOSE, allowed
 

@@ -57,6 +57,9 @@ class GenerationEntry(_Entry):
     image_token: int
     image_tokens: int
     stop_tokens: tuple[int, ...] = ()
+    first_position: int = 0
+    token_types: tuple[int, int, int] | None = None
+    image_grid: tuple[int, int] | None = None
     cache_layers: tuple[int, ...] = ()
 
 

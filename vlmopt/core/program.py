@@ -80,6 +80,9 @@ class Generation:
     image_token: int  # the token that stands for one feature
     image_tokens: int  # features of one image
     stop_tokens: tuple[int, ...] = ()  # an answer ends with any of them
+    first_position: int = 0  # what `position_ids` count from
+    token_types: tuple[int, int, int] | None = None  # `token_type_ids` of a prompt's text, images, answer
+    image_grid: tuple[int, int] | None = None  # rows and columns of an image's features, for 3-row positions
     cache_layers: tuple[int, ...] = ()  # of an emitted program: the decoder's layer of every entry of the cache
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlmopt.runtime.answering import Answer, Answering, Request
+from vlmopt.runtime.answering import Answer, Answering, Request, answered
 from vlmopt.runtime.generation import Timing
 from vlmopt.runtime.latency import Latency, LatencyTable, Ratio, measure_latency
 from vlmopt.runtime.model import Model, load
@@ -20,6 +20,7 @@ __all__ = [
     "Sampling",
     "Session",
     "Timing",
+    "answered",
     "check_files",
     "load",
     "measure_latency",

@@ -101,7 +101,7 @@ class Answering:
 
 
 def answered(answering: Answering, on_text: Callable[[int, str], None] | None = None) -> list[Answer]:
-    """All answers, to the end; every piece of text is handed to `on_text` with the number of its request as it comes."""
+    """All answers, to the end; `on_text` is given every piece of text as it comes, with the number of its request."""
     for pieces in answering:
         for number, piece in enumerate(pieces):
             if piece and on_text is not None:

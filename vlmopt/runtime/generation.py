@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vlmopt.core.errors import ArtifactError
 from vlmopt.core.manifest import GenerationEntry, TensorEntry
+from vlmopt.runtime.placing import placed
 from vlmopt.runtime.sampling import Sampling
 from vlmopt.runtime.session import Session
 
@@ -81,7 +82,7 @@ class Decoding:
     def __iter__(self) -> Iterator[NDArray[np.int64]]:
         ids, mask = _padded([prompt.token_ids for prompt in self._prompts])
         start = time.perf_counter()
-        logits, cache = self._step(self._embedded(ids), mask, None)
+        logits, cache = self._step(self._embedded(ids, mask), ids, mask, None)
         has_ended = np.zeros(len(ids), dtype=bool)
         for n_made in range(1, self._limit + 1):
             chosen = self._sampling.choose(logits)
@@ -91,8 +92,9 @@ class Decoding:
             if has_ended.all() or n_made == self._limit:
                 return
             mask = np.concatenate([mask, np.ones((len(mask), 1), dtype=np.int64)], axis=1)
+            ids = np.concatenate([ids, chosen[:, None]], axis=1)
             embeds = self._graphs(EMBEDDING).run({"input_ids": chosen[:, None]})["inputs_embeds"]
-            logits, cache = self._step(embeds, mask, cache)
+            logits, cache = self._step(embeds, ids, mask, cache)
 
     def _note(self, elapsed: float, n_made: int) -> None:
         first = elapsed if n_made == 1 else self.timing.first_token_s
@@ -110,16 +112,18 @@ class Decoding:
             raise ArtifactError("the prompt", found, expected=expected, remedy=remedy)
         return min(DEFAULT_NEW_TOKENS, room) if wanted is None else wanted
 
-    def _embedded(self, ids: NDArray[np.int64]) -> Array:
+    def _embedded(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Array:
         """The prompts as the decoder reads them, [B, S, D]: features of the images in their places."""
         embeds = self._graphs(EMBEDDING).run({"input_ids": ids})["inputs_embeds"]
         pixels = [prompt.pixels for prompt in self._prompts if prompt.pixels is not None]
         if not pixels:
             return embeds
         session = self._graphs(VISION)
-        feed = {name: np.concatenate([one[name] for one in pixels]) for name in pixels[0]}
-        features = session.run(feed)[session.entry.outputs[0].name]
-        places = ids == self._generation.image_token
+        spec = session.entry.inputs[0]
+        # The same numbers in the same order, whether the processor lays an image out as patches or as tiles.
+        images = np.concatenate([one[spec.name].reshape(-1, *map(int, spec.shape[1:])) for one in pixels])
+        features = session.run({spec.name: images})[session.entry.outputs[0].name]
+        places = (ids == self._generation.image_token) & (mask == 1)
         rows = features.reshape(-1, features.shape[-1])
         if len(rows) != int(places.sum()):
             found = f"has {int(places.sum())} places for features of images, and the images have {len(rows)}"
@@ -129,14 +133,15 @@ class Decoding:
         return embeds
 
     def _step(
-        self, embeds: Array, mask: NDArray[np.int64], cache: Mapping[str, OrtValue] | None
+        self, embeds: Array, ids: NDArray[np.int64], mask: NDArray[np.int64], cache: Mapping[str, OrtValue] | None
     ) -> tuple[Array, dict[str, OrtValue]]:
         """Logits of the last token [B, V], and the cache for the next step."""
         from onnxruntime import OrtValue
 
-        entry, n_new = self._decoder.entry, embeds.shape[1]
-        places = np.maximum(mask.cumsum(axis=1) - 1, 0)[:, -n_new:]
-        arrays = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": places}
+        entry = self._decoder.entry
+        taken = {spec.name for spec in entry.inputs}
+        arrays = {"inputs_embeds": embeds, **placed(self._generation, mask, ids, embeds.shape[1])}
+        arrays = {name: value for name, value in arrays.items() if name in taken}
         feed = {name: OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
         if cache is None:
             empty = {spec.name: _nothing(spec, len(mask)) for spec in entry.inputs if spec.name.startswith(PAST)}

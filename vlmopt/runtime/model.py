@@ -158,6 +158,12 @@ class Model:
             raise ArtifactError(str(self.folder), found, expected="an artifact of a generative model")
         return Answering(self._session, generation, self.preprocessor, requests, sampling or Sampling(), max_new_tokens)
 
+    def warm_up(self) -> None:
+        """Loads graphs, tokenizer and image processor, so that the first call takes no longer than others."""
+        for name in self.manifest.components:
+            self._session(name)
+        self.preprocessor.warm_up()
+
     def outputs(self, component: str, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The named outputs of one graph on arrays, unpreprocessed.
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from vlmopt.core.errors import ArtifactError, GateError
 from vlmopt.core.manifest import MANIFEST, ComponentEntry, Manifest, read_manifest, sha256_of
 from vlmopt.core.progress import Progress, Silent
-from vlmopt.core.workload import Feed
 from vlmopt.rundir import CHECKSUM
 from vlmopt.verify.parity import Gate, Recorded, check_file
 from vlmopt.workflow.evaluating import evaluate_artifact

@@ -19,7 +19,7 @@ from vlmopt.workflow.choosing import given_profile, worth_cutting
 from vlmopt.workflow.opening import OpenedTask, open_model, open_task, with_fitted_head
 from vlmopt.workflow.optimizing import initial_facts, load_passes
 from vlmopt.workflow.refusing import refuse_early
-from vlmopt.workflow.run_state import sample_feeds
+from vlmopt.workflow.samples import sample_feeds
 from vlmopt.workflow.watching.observing import Watch, Watching, prepare, start_watching
 
 # With --verify-each a head that the task brings is fitted on at most so many samples, just to let faults through.

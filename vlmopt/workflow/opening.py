@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vlmopt.capture import capture
 from vlmopt.capture.loading import resolve_folder
-from vlmopt.core.errors import ModelError, VlmoptError
-from vlmopt.core.program import Assembly, Program
+from vlmopt.core.errors import VlmoptError
+from vlmopt.core.program import Program
 from vlmopt.core.progress import Progress
 from vlmopt.core.workload import Workload
 from vlmopt.graph.replay import run_component
@@ -52,13 +52,6 @@ def open_model(model: str, *, device: str, dtype: str, allow_pickle: bool, progr
         folder = resolve_folder(model)
         preprocessor = Preprocessor.load(folder)
         program = capture(model, image=preprocessor.image_size, device=device, dtype=dtype, allow_pickle=allow_pickle)
-    if program.assembly is Assembly.GENERATIVE:
-        raise ModelError(
-            model,
-            f"{program.source.architecture} writes its answers token by token, which cannot be compiled yet",
-            expected="a pair of encoders, or a model that scores classes or answers",
-            remedy="`vlmopt inspect` shows its components and branches",
-        )
     return OpenedModel(program, preprocessor, folder)
 
 

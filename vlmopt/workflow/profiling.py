@@ -44,7 +44,7 @@ from vlmopt.tasks.binding import TaskWorkload
 from vlmopt.tasks.dataset import Task
 from vlmopt.workflow.branch_timing import error_lines, time_branches, with_latency
 from vlmopt.workflow.opening import open_model, open_task, with_fitted_head
-from vlmopt.workflow.run_state import sample_feeds
+from vlmopt.workflow.samples import sample_feeds
 
 
 def estimator_of(settings: ProfileSettings, *, with_layers: bool) -> Estimator:

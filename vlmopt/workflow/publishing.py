@@ -11,7 +11,9 @@ from torch import Tensor
 
 from vlmopt.core.manifest import MANIFEST, GateEntry, Manifest, sha256_of
 from vlmopt.emit import emit_program
+from vlmopt.emit.configuration import copy_processor
 from vlmopt.emit.manifest import build_manifest, write_manifest
+from vlmopt.graph.numbering import with_numbered_cache
 from vlmopt.graph.replay import run_outputs
 from vlmopt.report import read_report, render_markdown
 from vlmopt.report.html import render_html
@@ -47,8 +49,9 @@ def emit_and_verify(state: RunState, steps: list[StepResult]) -> Evidence:
     recipe, run = state.recipe, state.run
     with state.stage("emit"):
         _clear(run.partial)
+        state.optimized = with_numbered_cache(state.optimized)
         files = emit_program(state.optimized, recipe.emit, run.partial, opset=recipe.opset, progress=state.progress)
-        _copy_processor(state)
+        copy_processor(state.opened.preprocessor.files, state.optimized, run.partial)
     evidence = Evidence(files, list(state.gates))
     with state.stage("verify"):
         evidence.gates += _check_files(state, files)
@@ -91,11 +94,6 @@ def keep_measurements(run: RunDirectory) -> None:
     for folder in (run.partial / WORK).iterdir():
         if folder.is_dir() and folder.name not in MEASURED:
             shutil.rmtree(folder)
-
-
-def _copy_processor(state: RunState) -> None:
-    for source in state.opened.preprocessor.files:
-        shutil.copyfile(source, state.run.path(source.name))
 
 
 def _check_files(state: RunState, files: Files) -> list[Gate]:

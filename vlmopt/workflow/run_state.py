@@ -7,11 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from vlmopt.core.facts import ADAPTERS_INSERTED
 from vlmopt.core.ledger import Ledger
-from vlmopt.core.program import Component, Program
+from vlmopt.core.program import Program
 from vlmopt.core.progress import Progress
 from vlmopt.core.workload import Feed
 from vlmopt.planning.cuts import Choice
@@ -23,8 +21,7 @@ from vlmopt.tasks.binding import TaskWorkload
 from vlmopt.tuning.gradient import Tuned
 from vlmopt.verify.parity import Gate
 from vlmopt.workflow.opening import LazyOutputs, OpenedModel, OpenedTask
-
-PARITY_BATCH = 4
+from vlmopt.workflow.samples import sample_feeds
 
 
 @dataclass

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from vlmopt.core.program import Component, Program
+from vlmopt.core.program import Assembly, Component, Program
 from vlmopt.core.workload import Feed
+from vlmopt.graph.assembled import DECODER, EMBEDDING, VISION, embedded, empty_cache, placed, step
+from vlmopt.graph.replay import device_of
 from vlmopt.tasks.binding import TaskWorkload
+from vlmopt.verify.parity import two_shapes
 
 PARITY_BATCH = 4
+WORDS = 8  # of a drawn prompt, beside an image's features
+_LARGEST_WORD = 50  # ids below it are in every vocabulary
 
 
 def sample_feeds(program: Program, fit: TaskWorkload | None, *, seed: int) -> dict[str, Feed]:
     """A few samples of the workload for every component; random inputs of the right shapes where it has none."""
+    if program.assembly is Assembly.GENERATIVE:
+        return {name: shapes[0] for name, shapes in _generative(program, PARITY_BATCH, seed=seed).items()}
     feeds: dict[str, Feed] = {}
     for name, component in program.components.items():
         if fit is not None and name in fit.feeds:
@@ -23,10 +31,19 @@ def sample_feeds(program: Program, fit: TaskWorkload | None, *, seed: int) -> di
     return feeds
 
 
+def sample_shapes(program: Program, fit: TaskWorkload | None, *, seed: int) -> dict[str, list[Feed]]:
+    """Inputs of every component at two shapes; of a decoder a prompt, and a step behind prompts one of them padded."""
+    if program.assembly is Assembly.GENERATIVE:
+        return _generative(program, 1, seed=seed)
+    feeds = sample_feeds(program, fit, seed=seed)
+    parts = program.components.items()
+    return {name: two_shapes(component, feeds[name], program.dims) for name, component in parts}
+
+
 def random_feed(component: Component, program: Program, *, seed: int) -> Feed:
     """Seeded inputs of the component's shapes: normal pixels, small token ids, a full mask."""
     generator = torch.Generator().manual_seed(seed)
-    feed: dict[str, torch.Tensor] = {}
+    feed: dict[str, Tensor] = {}
     for spec in component.inputs:
         shape = [
             dim if isinstance(dim, int) else PARITY_BATCH if dim == "batch" else program.dims[dim].typical
@@ -38,5 +55,51 @@ def random_feed(component: Component, program: Program, *, seed: int) -> Feed:
         elif "mask" in spec.name:
             feed[spec.name] = torch.ones(shape, dtype=dtype)
         else:
-            feed[spec.name] = torch.randint(1, 50, shape, generator=generator, dtype=dtype)
+            feed[spec.name] = torch.randint(1, _LARGEST_WORD, shape, generator=generator, dtype=dtype)
     return feed
+
+
+def _generative(program: Program, batch: int, *, seed: int) -> dict[str, list[Feed]]:
+    """`batch` prompts with an image each, and behind two more, one of them padded, a step with a cache."""
+    prompt, pixels = _prompts(program, batch, seed=seed)
+    others, other_pixels = _prompts(program, 2, seed=seed + 1)
+    others = torch.cat([others[:, :1], others], 1)
+    mask = torch.ones_like(others)
+    mask[0, 0] = 0
+    with torch.no_grad():
+        embeds = embedded(program, prompt, pixels)
+        _, cache = step(program, embedded(program, others, other_pixels), mask, input_ids=others)
+        word = others[:, -1:]
+        longer, mask = torch.cat([others, word], 1), torch.cat([mask, mask[:, -1:]], 1)
+        next_ = {"inputs_embeds": embedded(program, word), **placed(program, mask, 1, input_ids=longer), **cache}
+    decoder, whole = program.components[DECODER], torch.ones_like(prompt)
+    first = {
+        "inputs_embeds": embeds,
+        **placed(program, whole, prompt.shape[1], input_ids=prompt),
+        **empty_cache(decoder, batch),
+    }
+    feeds = {
+        VISION: [{"pixel_values": pixels}, {"pixel_values": other_pixels}],
+        EMBEDDING: [{"input_ids": prompt}, {"input_ids": word}],
+        DECODER: [first, next_],
+    }
+    return {name: [_ordered(program.components[name], feed) for feed in shapes] for name, shapes in feeds.items()}
+
+
+def _ordered(component: Component, feed: Feed) -> Feed:
+    """The inputs that the component takes, in its order, on the CPU."""
+    return {spec.name: feed[spec.name].detach().cpu().contiguous() for spec in component.inputs}
+
+
+def _prompts(program: Program, batch: int, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Prompts of one length with an image each [B, S], and the images."""
+    assert program.generation is not None
+    generator = torch.Generator().manual_seed(seed)
+    mark, vision = program.generation.image_token, program.components[VISION]
+    words = torch.randint(1, _LARGEST_WORD, (batch, WORDS), generator=generator)
+    words[words == mark] = _LARGEST_WORD if mark != _LARGEST_WORD else 1
+    places = torch.full((batch, program.generation.image_tokens), mark)
+    shape = [batch, *(int(size) for size in vision.inputs[0].shape[1:])]
+    pixels = torch.randn(shape, generator=generator).to(getattr(torch, vision.inputs[0].dtype))
+    device = device_of(program.components[DECODER].graph)
+    return torch.cat([words[:, :2], places, words[:, 2:]], 1).to(device), pixels.to(device)

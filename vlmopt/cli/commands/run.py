@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from vlmopt.cli import options
+from vlmopt.cli.answers import show_answers
 from vlmopt.cli.display import show, show_json
 
 _N_LABELS = 5  # labels shown of each item; --json holds all
@@ -19,6 +20,13 @@ _N_VALUES = 8
 @click.argument("path", type=click.Path(path_type=Path), metavar="OUT")
 @click.option("--image", "images", multiple=True, type=click.Path(path_type=Path), metavar="FILE", help="Repeatable.")
 @click.option("--text", "texts", multiple=True, metavar="TEXT", help="Repeatable.")
+@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="For a model that writes; repeatable.")
+@click.option("--system", metavar="TEXT", help="What the model is told before the prompt.")
+@click.option("--max-new-tokens", type=click.IntRange(1), metavar="N", help="Longest answer; 128 by default.")
+@click.option("--temperature", type=click.FloatRange(0), default=0.0, metavar="T", help="0 takes the likeliest token.")
+@click.option("--top-k", type=click.IntRange(0), default=0, metavar="K", help="Draw among the K likeliest; 0: all.")
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, metavar="P", help="... of this sum.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of what is drawn.")
 @options.threads()
 @options.as_json()
 @options.common
@@ -29,23 +37,47 @@ def command(
     path: Path,
     images: tuple[Path, ...],
     texts: tuple[str, ...],
+    prompts: tuple[str, ...],
     *,
+    system: str | None,
+    max_new_tokens: int | None,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
     threads: int | None,
     is_json: bool,
 ) -> None:
     """Run an artifact on images and texts.
 
     \b
-    Example: vlmopt run out --image cat.png --text "a cat" --text "a dog"
+    Examples:
+      vlmopt run out --image cat.png --text "a cat" --text "a dog"
+      vlmopt run out --image cat.png --prompt "What is this?"
 
     A classifier ranks its labels for every image, a question answerer its answers for every image and question, and a
-    dual encoder compares every image with every text.
+    dual encoder compares every image with every text. A generative model writes an answer to every prompt about all
+    images together, token by token as it comes.
     """
-    if not images and not texts:
-        raise click.UsageError("Missing option '--image' or '--text'.", ctx)
-    from vlmopt.runtime import load
+    if not images and not texts and not prompts:
+        raise click.UsageError("Missing option '--image', '--text' or '--prompt'.", ctx)
+    from vlmopt.runtime import Sampling, load
 
     model = load(path, threads=threads)
+    if (model.manifest.generation is not None) != bool(prompts) or (prompts and texts):
+        wanted = "--prompt" if model.manifest.generation is not None else "--image and --text"
+        raise click.UsageError(f"{path} is a {model.manifest.assembly} model: it takes {wanted}.", ctx)
+    if prompts:
+        show_answers(
+            model,
+            prompts,
+            images,
+            sampling=Sampling(temperature, top_k, top_p, seed),
+            max_new_tokens=max_new_tokens,
+            system=system,
+            is_json=is_json,
+        )
+        return
     found = model(images=list(images) or None, texts=list(texts) or None)
     is_matrix = bool(images and texts) and model.manifest.assembly == "dual"
     items = _items([str(image) for image in images], [] if is_matrix else texts)

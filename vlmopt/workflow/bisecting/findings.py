@@ -15,7 +15,7 @@ from vlmopt.core.program import Component, Program
 from vlmopt.core.progress import Silent
 from vlmopt.core.workload import Feed
 from vlmopt.emit import DEFAULT_OPSET, SUFFIXES, emit_program
-from vlmopt.graph.replay import inputs_of, run_component, run_outputs
+from vlmopt.graph.replay import inputs_of, run_outputs
 from vlmopt.verify.bisection import Answer
 from vlmopt.verify.parity import check_file, check_step, two_shapes
 
