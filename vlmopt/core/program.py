@@ -79,6 +79,9 @@ class Generation:
     image_token: int  # the token that stands for one feature
     image_tokens: int  # features of one image
     stop_tokens: tuple[int, ...] = ()  # an answer ends with any of them
+    first_position: int = 0  # what `position_ids` count from
+    token_types: tuple[int, int, int] | None = None  # `token_type_ids` of a prompt's text, of an image, of the answer
+    image_grid: tuple[int, int] | None = None  # rows and columns of an image, where positions have three rows
 
 
 @dataclass(frozen=True)

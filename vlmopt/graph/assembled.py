@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from vlmopt.core.program import Component, Program
+from vlmopt.core.errors import VlmoptError
+from vlmopt.core.program import Component, Generation, Program
 from vlmopt.graph.replay import inputs_of
 
 VISION, EMBEDDING, DECODER = "vision_encoder", "embed_tokens", "decoder_model_merged"
@@ -21,14 +22,16 @@ def embedded(program: Program, input_ids: Tensor, pixel_values: Tensor | None = 
 
     Args:
         input_ids: [B, S], with `image_token` wherever a feature of an image belongs.
-        pixel_values: the images of all prompts in order, [N, C, H, W].
+        pixel_values: the images of all prompts in order, [N, C, H, W], or as the processor of the model lays them out:
+            the same numbers in the same order.
     """
     (embeds,) = _run(program.components[EMBEDDING], {"input_ids": input_ids})
     if pixel_values is None:
         return embeds
-    assert program.generation is not None
-    (features,) = _run(program.components[VISION], {"pixel_values": pixel_values})
-    places = (input_ids == program.generation.image_token).unsqueeze(-1)
+    vision = program.components[VISION]
+    images = pixel_values.reshape(-1, *(int(size) for size in vision.inputs[0].shape[1:]))
+    (features,) = _run(vision, {"pixel_values": images})
+    places = (input_ids == _generation(program).image_token).unsqueeze(-1)
     return embeds.masked_scatter(places, features.to(embeds.dtype))
 
 
@@ -45,29 +48,110 @@ def empty_cache(decoder: Component, batch: int) -> dict[str, Tensor]:
 
 
 def step(
-    program: Program, inputs_embeds: Tensor, attention_mask: Tensor, cache: Cache | None = None
+    program: Program,
+    inputs_embeds: Tensor,
+    attention_mask: Tensor,
+    cache: Cache | None = None,
+    *,
+    input_ids: Tensor | None = None,
+    is_answer: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Logits of the tokens [B, S, V], and the cache for the next step.
 
     Args:
         attention_mask: [B, P + S] for what the cache holds and for these tokens; zeros are padding, on the left.
+        input_ids, is_answer: see `placed`.
     """
     decoder = program.components[DECODER]
-    batch, n_new = inputs_embeds.shape[:2]
     feed = {
         "inputs_embeds": inputs_embeds,
-        "attention_mask": attention_mask,
-        "position_ids": positions(attention_mask)[:, -n_new:],
-        **(empty_cache(decoder, batch) if cache is None else cache),
+        **placed(program, attention_mask, inputs_embeds.shape[1], input_ids=input_ids, is_answer=is_answer),
+        **(empty_cache(decoder, len(inputs_embeds)) if cache is None else cache),
     }
     logits, *present = _run(decoder, feed)
     names = (spec.name.replace(PRESENT, PAST, 1) for spec in decoder.outputs[1:])
     return logits, dict(zip(names, present, strict=True))
 
 
+def placed(
+    program: Program,
+    attention_mask: Tensor,
+    n_new: int,
+    *,
+    input_ids: Tensor | None = None,
+    is_answer: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """What the decoder reads of the last `n_new` tokens beside their embeddings: the mask, and where and what they are.
+
+    Args:
+        attention_mask: [B, P + S] for all tokens so far, S of them new.
+        input_ids: [B, P + S], the tokens so far; only a model that tells images from text by place or type needs them.
+        is_answer: [B, S], which of the new tokens the model wrote; by default all of them where something is past.
+
+    Raises:
+        VlmoptError: the model needs `input_ids`.
+    """
+    generation = _generation(program)
+    found = {"attention_mask": attention_mask}
+    if generation.image_grid is None:
+        found["position_ids"] = positions(attention_mask)[:, -n_new:] + generation.first_position
+    else:
+        found["position_ids"] = grid_positions(generation, attention_mask, _needed(input_ids))[:, :, -n_new:]
+    if generation.token_types is not None:
+        if is_answer is None:
+            is_answer = torch.full_like(attention_mask[:, -n_new:], attention_mask.shape[1] > n_new, dtype=torch.bool)
+        found["token_type_ids"] = _token_types(generation, is_answer, input_ids)
+    return found
+
+
 def positions(attention_mask: Tensor) -> Tensor:
     """The place of every token among those of its prompt, [B, N]; padding counts as the first."""
     return (attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def grid_positions(generation: Generation, attention_mask: Tensor, input_ids: Tensor) -> Tensor:
+    """Time, row and column of every token, [3, B, N]: text counts on in all three, an image of R x C features lies in
+    one plane of them and moves what follows on by max(R, C).
+
+    Source: Wang et al. 2024, Qwen2-VL, section 2.1, multimodal rotary position embedding; one image is one run here.
+    """
+    assert generation.image_grid is not None
+    rows, columns = generation.image_grid
+    is_image = (input_ids == generation.image_token) & attention_mask.bool()
+    count = is_image.cumsum(-1)
+    # less than an image are tokens that the model wrote itself, and text to it
+    is_image = is_image & (count <= count[:, -1:] // (rows * columns) * (rows * columns))
+    within = (count - 1) % (rows * columns)
+    is_last = is_image & (within == rows * columns - 1)
+    moves = torch.where(is_image, is_last * max(rows, columns), attention_mask)
+    start = moves.cumsum(-1) - moves
+    places = torch.stack([torch.zeros_like(within), within // columns, within % columns])
+    return start + torch.where(is_image, places, 0)
+
+
+def _token_types(generation: Generation, is_answer: Tensor, input_ids: Tensor | None) -> Tensor:
+    assert generation.token_types is not None
+    text, image, answer = generation.token_types
+    types = torch.where(is_answer, answer, text)
+    if image == text or bool(is_answer.all()):
+        return types
+    is_image = _needed(input_ids)[:, -is_answer.shape[1] :] == generation.image_token
+    return torch.where(is_image & ~is_answer, image, types)
+
+
+def _needed(input_ids: Tensor | None) -> Tensor:
+    if input_ids is None:
+        raise VlmoptError(
+            "a step of the assembled model",
+            "places and types of its tokens depend on where the images are",
+            expected="input_ids [B, P + S], the tokens so far",
+        )
+    return input_ids
+
+
+def _generation(program: Program) -> Generation:
+    assert program.generation is not None
+    return program.generation
 
 
 def _run(component: Component, feed: Mapping[str, Tensor]) -> tuple[Tensor, ...]:

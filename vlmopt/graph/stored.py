@@ -73,8 +73,12 @@ def read_program(folder: Path, *, name: str) -> Program:
         frozenset(content["fitted_heads"]),
         {part: {key: tensors[k] for key, k in fixed.items()} for part, fixed in content["fixed_inputs"].items()},
         tuple(content["labels"]),
-        None if generation is None else Generation(**{**generation, "stop_tokens": tuple(generation["stop_tokens"])}),
+        None if generation is None else Generation(**{key: _tuple(value) for key, value in generation.items()}),
     )
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 class _Tensors:
