@@ -140,11 +140,106 @@ def internvl() -> torch.nn.Module:
     )
 
 
+def paligemma() -> torch.nn.Module:
+    from transformers import GemmaConfig, PaliGemmaConfig, PaliGemmaForConditionalGeneration, SiglipVisionConfig
+
+    vision = SiglipVisionConfig(**{**VISION, "projection_dim": 32, "vision_use_head": False})
+    text = GemmaConfig(**DECODER, head_dim=8)
+    more = {"projection_dim": 32, "image_token_id": IMAGE_TOKEN}
+    return PaliGemmaForConditionalGeneration(PaliGemmaConfig(vision_config=vision, text_config=text, **more))
+
+
+def paligemma2() -> torch.nn.Module:
+    """With Gemma 2: windows in every other layer, and logits that are capped."""
+    from transformers import Gemma2Config, PaliGemmaConfig, PaliGemmaForConditionalGeneration, SiglipVisionConfig
+
+    vision = SiglipVisionConfig(**{**VISION, "projection_dim": 32, "vision_use_head": False})
+    text = Gemma2Config(**DECODER, head_dim=8, sliding_window=6, final_logit_softcapping=3.0, query_pre_attn_scalar=8)
+    more = {"projection_dim": 32, "image_token_id": IMAGE_TOKEN}
+    return PaliGemmaForConditionalGeneration(PaliGemmaConfig(vision_config=vision, text_config=text, **more))
+
+
+def gemma3() -> torch.nn.Module:
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig, SiglipVisionConfig
+
+    vision = SiglipVisionConfig(**{**VISION, "vision_use_head": False})
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    text = Gemma3TextConfig(**DECODER, head_dim=8, sliding_window=6, layer_types=kinds, query_pre_attn_scalar=8)
+    more = {"image_token_id": IMAGE_TOKEN, "mm_tokens_per_image": 4}
+    return Gemma3ForConditionalGeneration(Gemma3Config(vision_config=vision, text_config=text, **more))
+
+
+QWEN_VISION: dict[str, Any] = {"depth": 4, "num_heads": 4, "patch_size": 4, "spatial_merge_size": 2}
+QWEN_ROPE: dict[str, Any] = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1000.0}
+QWEN_TOKENS: dict[str, Any] = {"image_token_id": IMAGE_TOKEN, "video_token_id": 60, "vision_start_token_id": 59}
+
+
+def qwen2_vl() -> torch.nn.Module:
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    vision = {**QWEN_VISION, "embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2}
+    text = {**DECODER, "rope_parameters": QWEN_ROPE}
+    return Qwen2VLForConditionalGeneration(Qwen2VLConfig(vision_config=vision, text_config=text, **QWEN_TOKENS))
+
+
+def qwen2_5_vl() -> torch.nn.Module:
+    """Windows of two by two merged patches, in every layer but one; those at the right are half as wide."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    widths = {"hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 64}
+    vision = {**QWEN_VISION, **widths, "window_size": 16, "fullatt_block_indexes": [1]}
+    text = {**DECODER, "rope_parameters": QWEN_ROPE}
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(vision_config=vision, text_config=text, **QWEN_TOKENS))
+
+
+def qwen3_vl() -> torch.nn.Module:
+    """Features of two layers of the tower are added behind two layers of the decoder."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    widths = {"hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 64, "num_position_embeddings": 16}
+    vision = {**QWEN_VISION, **widths, "deepstack_visual_indexes": [0, 2]}
+    text = {**DECODER, "head_dim": 8, "rope_parameters": {**QWEN_ROPE, "mrope_interleaved": True}}
+    return Qwen3VLForConditionalGeneration(Qwen3VLConfig(vision_config=vision, text_config=text, **QWEN_TOKENS))
+
+
+def smolvlm() -> torch.nn.Module:
+    from transformers import LlamaConfig, SmolVLMConfig, SmolVLMForConditionalGeneration
+
+    text = LlamaConfig(**DECODER)
+    vision = {key: value for key, value in VISION.items() if key != "projection_dim"}
+    return SmolVLMForConditionalGeneration(
+        SmolVLMConfig(vision_config=vision, text_config=text, image_token_id=IMAGE_TOKEN, scale_factor=2)
+    )
+
+
+def idefics3() -> torch.nn.Module:
+    from transformers import Idefics3Config, Idefics3ForConditionalGeneration, LlamaConfig
+
+    text = LlamaConfig(**DECODER)
+    vision = {key: value for key, value in VISION.items() if key != "projection_dim"}
+    return Idefics3ForConditionalGeneration(
+        Idefics3Config(vision_config=vision, text_config=text, image_token_id=IMAGE_TOKEN, scale_factor=2)
+    )
+
+
 GENERATIVE: dict[str, Callable[[], torch.nn.Module]] = {
     "llava_llama": llava_llama,
     "llava_qwen2": llava_qwen2,
     "llava_tied": llava_tied,
     "internvl": internvl,
+    "paligemma": paligemma,
+    "paligemma2": paligemma2,
+    "gemma3": gemma3,
+    "qwen2_vl": qwen2_vl,
+    "qwen2_5_vl": qwen2_5_vl,
+    "qwen3_vl": qwen3_vl,
+    "smolvlm": smolvlm,
+    "idefics3": idefics3,
+}
+IMAGE_SIZES: dict[str, tuple[int, int]] = {  # height and width, where the configuration names no size
+    "qwen2_vl": (16, 24),
+    "qwen2_5_vl": (16, 24),
+    "qwen3_vl": (16, 24),
 }
 FAMILIES: dict[str, Callable[[], torch.nn.Module]] = {
     "clip": clip,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from torch import Tensor
 from tests import toys
 from vlmopt.capture import capture_model
 from vlmopt.cli import entry
-from vlmopt.core.errors import CaptureError
+from vlmopt.core.errors import CaptureError, VlmoptError
 from vlmopt.core.program import Assembly, ModelSource, Program
-from vlmopt.graph.assembled import DECODER, EMBEDDING, VISION, embedded, step
+from vlmopt.graph.assembled import DECODER, EMBEDDING, VISION, embedded, grid_positions, placed, step
 from vlmopt.graph.branches import find_branches
 from vlmopt.graph.stored import read_program, write_program
 
@@ -26,7 +27,7 @@ N_NEW = 8
 @cache
 def captured_toy(family: str) -> tuple[Any, Program]:
     model = toys.make(family)
-    return model, capture_model(model, source_of(model))
+    return model, capture_model(model, source_of(model), image=toys.IMAGE_SIZES.get(family))
 
 
 def source_of(model: Any) -> ModelSource:
@@ -46,7 +47,8 @@ def prompts(program: Program, *, n_images: tuple[int, ...], n_padding: int) -> t
     rows = []
     for count in n_images:
         words = torch.randint(4, 60, (6,), generator=generator)
-        rows.append(torch.cat([words[:2], torch.full((count * n_features,), mark), words[2:]]))
+        images = [torch.cat([word[None], torch.full((n_features,), mark)]) for word in words[:count]]
+        rows.append(torch.cat([words[:1], *images, words[2:]]))
     length = max(map(len, rows)) + n_padding * (len(rows) > 1)
     ids, mask = torch.zeros(len(rows), length, dtype=torch.int64), torch.zeros(len(rows), length, dtype=torch.int64)
     for i, row in enumerate(rows):
@@ -61,16 +63,35 @@ def answer(
 ) -> tuple[Tensor, Tensor]:
     """Greedy tokens [B, N_NEW] and their logits; without the cache each is computed from the whole text before it."""
     embeds, cache_, found = embedded(program, ids, pixels), None, list[Tensor]()
-    prompt = embeds
+    prompt, is_answer = embeds, torch.zeros_like(ids, dtype=torch.bool)
     for _ in range(N_NEW):
-        logits, cache_ = step(program, prompt, mask, cache_ if is_cached else None)
+        feed = {"input_ids": ids} if is_cached else {"input_ids": ids, "is_answer": is_answer}
+        logits, cache_ = step(program, prompt, mask, cache_ if is_cached else None, **feed)
         found.append(logits[:, -1])
         token = found[-1].argmax(-1, keepdim=True)
+        ids, is_answer = torch.cat([ids, token], 1), torch.cat([is_answer, torch.ones_like(token).bool()], 1)
         embeds = torch.cat([embeds, embedded(program, token)], 1)
         prompt = embedded(program, token) if is_cached else embeds
         mask = torch.cat([mask, torch.ones_like(token)], 1)
     every = torch.stack(found, 1)
     return every.argmax(-1), every
+
+
+def for_eager(model: Any, ids: Tensor, pixels: Tensor | None, n_images: tuple[int, ...]) -> dict[str, Tensor]:
+    """Images and types of tokens as the processor of the model hands them over."""
+    is_image = (ids == toys.IMAGE_TOKEN).long()
+    given: dict[str, Tensor] = {} if pixels is None else {"pixel_values": pixels}
+    kind = model.config.model_type
+    if kind in ("paligemma", "gemma3"):
+        given["token_type_ids"] = is_image if kind == "gemma3" else torch.zeros_like(ids)
+    if kind.startswith("qwen") and pixels is not None:
+        given |= {"pixel_values": pixels.flatten(0, 1), "mm_token_type_ids": is_image}
+        given["image_grid_thw"] = torch.tensor([[1, 4, 6]] * len(pixels))
+    if kind in ("smolvlm", "idefics3") and pixels is not None:
+        filled = torch.zeros(len(ids), max(n_images), *pixels.shape[1:])
+        filled[torch.arange(max(n_images)) < torch.tensor(n_images)[:, None]] = pixels
+        given["pixel_values"] = filled
+    return given
 
 
 CASES = {
@@ -88,7 +109,7 @@ def test_it_answers_as_eager_does_token_by_token(toy: tuple[Any, Program], case:
     n_images, n_padding = CASES[case]
     ids, mask, pixels = prompts(program, n_images=n_images, n_padding=n_padding)
     settings = {"max_new_tokens": N_NEW, "min_new_tokens": N_NEW, "do_sample": False, "eos_token_id": None}
-    images = {} if pixels is None else {"pixel_values": pixels}
+    images = for_eager(model, ids, pixels, n_images)
     with torch.no_grad():
         eager = model.generate(
             input_ids=ids, attention_mask=mask, **images, **settings, return_dict_in_generate=True, output_logits=True
@@ -105,14 +126,12 @@ def test_the_components_are_those_that_runtimes_expect(toy: tuple[Any, Program])
     assert list(program.components) == [VISION, EMBEDDING, DECODER]
     decoder = program.components[DECODER]
     n_layers = model.config.text_config.num_hidden_layers
-    assert [spec.name for spec in decoder.inputs[:4]] == [
-        "inputs_embeds",
-        "attention_mask",
-        "position_ids",
-        "past_key_values_0_key",
-    ]
-    assert len(decoder.inputs) == 3 + 2 * n_layers
-    assert decoder.inputs[3].shape == ("batch", 2, "past", 8)
+    assert program.generation is not None
+    types = ["token_type_ids"] if program.generation.token_types else []
+    own = ["inputs_embeds", "attention_mask", "position_ids", *types]
+    assert [spec.name for spec in decoder.inputs[: len(own) + 1]] == [*own, "past_key_values_0_key"]
+    assert len(decoder.inputs) == len(own) + 2 * n_layers
+    assert decoder.inputs[len(own)].shape == ("batch", 2, "past", 8)
     assert decoder.outputs[0].shape == ("batch", "sequence", 64)
     assert [spec.name for spec in decoder.outputs[1:3]] == ["present_0_key", "present_0_value"]
 
@@ -170,13 +189,44 @@ def test_a_model_that_does_more_than_its_parts_is_refused() -> None:
         capture_model(model, source_of(model))
 
 
-def test_types_of_tokens_are_refused() -> None:
-    from transformers import GemmaConfig, PaliGemmaConfig, PaliGemmaForConditionalGeneration, SiglipVisionConfig
+@pytest.mark.parametrize(
+    ("family", "change"),
+    [
+        ("paligemma", {"token_types": (1, 1, 1)}),
+        ("gemma3", {"token_types": (0, 0, 0)}),
+        ("qwen2_vl", {"image_grid": (3, 2)}),
+    ],
+)
+def test_what_joins_the_parts_decides_the_logits(family: str, change: dict[str, Any]) -> None:
+    _, program = captured_toy(family)
+    assert program.generation is not None
+    other = replace(program, generation=replace(program.generation, **change))
+    ids, mask, pixels = prompts(program, n_images=(1, 1), n_padding=2)
+    right, wrong = (step(one, embedded(one, ids, pixels), mask, input_ids=ids)[0][:, -1] for one in (program, other))
+    assert float((right - wrong).abs().max()) > 1e-3
 
-    vision, text = SiglipVisionConfig(**{**toys.VISION, "projection_dim": 32}), GemmaConfig(**toys.DECODER, head_dim=8)
-    model = PaliGemmaForConditionalGeneration(PaliGemmaConfig(vision_config=vision, text_config=text, image_token_id=5))
-    with pytest.raises(CaptureError, match="reads types of tokens, which decide who sees whom"):
-        capture_model(model.eval(), source_of(model))
+
+def test_places_begin_where_the_model_begins_to_count() -> None:
+    _, program = captured_toy("paligemma")
+    found = placed(program, torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]]), 4)
+    assert found["position_ids"].tolist() == [[1, 1, 2, 3], [1, 2, 3, 4]]
+
+
+def test_places_of_images_are_those_of_the_model() -> None:
+    model, program = captured_toy("qwen2_vl")
+    assert program.generation is not None
+    ids, mask, _ = prompts(program, n_images=(0, 2, 1), n_padding=2)
+    grid, types = torch.tensor([[1, 4, 6]] * 3), (ids == toys.IMAGE_TOKEN).long()
+    wanted, _ = model.model.get_rope_index(ids, types, image_grid_thw=grid, attention_mask=mask)
+    found = grid_positions(program.generation, mask, ids)
+    assert torch.equal(found[:, mask.bool()], wanted[:, mask.bool()])
+
+
+def test_a_model_that_must_know_its_tokens_says_so() -> None:
+    _, program = captured_toy("qwen2_vl")
+    ids, mask, pixels = prompts(program, n_images=(1,), n_padding=0)
+    with pytest.raises(VlmoptError, match="places and types of its tokens depend on where the images are"):
+        step(program, embedded(program, ids, pixels), mask)
 
 
 def test_a_decoder_that_cannot_be_called_alone_is_named() -> None:

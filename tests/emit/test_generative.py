@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests import toys
 from tests.capture.test_generative import captured_toy, prompts
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Silent
 from vlmopt.emit import emit_program
 from vlmopt.emit.onnx_file import SharedWeights, emit_onnx
-from vlmopt.graph.assembled import DECODER, EMBEDDING, VISION, embedded, empty_cache, positions, step
+from vlmopt.graph.assembled import DECODER, EMBEDDING, VISION, embedded, empty_cache, placed, step
 
 EMBEDDING_BYTES = 64 * 32 * 4  # vocabulary times width, float32
 
@@ -28,16 +29,24 @@ class Emitted:
     program: Program
     folder: Path
     files: Mapping[str, Mapping[str, str]]
+    sessions: dict[str, onnxruntime.InferenceSession] = field(default_factory=dict)
 
     def run(self, component: str, feed: Mapping[str, Tensor]) -> list[Tensor]:
-        file = self.folder / self.files[component]["onnx"]
-        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        if component not in self.sessions:
+            file = self.folder / self.files[component]["onnx"]
+            settings = onnxruntime.SessionOptions()
+            settings.intra_op_num_threads = 1
+            self.sessions[component] = onnxruntime.InferenceSession(
+                str(file), settings, providers=["CPUExecutionProvider"]
+            )
         names = {spec.name: spec.name_in_files for spec in self.program.components[component].inputs}
-        found = session.run(None, {names[key]: np.ascontiguousarray(value) for key, value in feed.items()})
+        found = self.sessions[component].run(
+            None, {names[key]: np.ascontiguousarray(value) for key, value in feed.items()}
+        )
         return [torch.from_numpy(value) for value in found]
 
 
-@pytest.fixture(scope="module", params=["llava_llama", "llava_tied"])
+@pytest.fixture(scope="module", params=[*toys.GENERATIVE])
 def emitted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Emitted:
     _, program = captured_toy(request.param)
     folder = tmp_path_factory.mktemp("emitted")
@@ -53,9 +62,8 @@ def test_prompt_and_cached_steps_equal_the_program(emitted: Emitted, n_images: t
         assert torch.allclose(read_prompt(emitted, ids, pixels), embeds, atol=1e-5)
         cache = empty_cache(program.components[DECODER], len(ids))
         for _ in range(3):
-            logits, after = step(program, embeds, mask, cache)
-            places = positions(mask)[:, -embeds.shape[1] :]
-            feed = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": places, **cache}
+            logits, after = step(program, embeds, mask, cache, input_ids=ids)
+            feed = {"inputs_embeds": embeds, **placed(program, mask, embeds.shape[1], input_ids=ids), **cache}
             found, *present = emitted.run(DECODER, feed)
             seen = mask[:, -embeds.shape[1] :].bool()
             assert torch.allclose(found[seen], logits[seen], atol=1e-4)
@@ -64,7 +72,7 @@ def test_prompt_and_cached_steps_equal_the_program(emitted: Emitted, n_images: t
                 assert torch.allclose(one[filled], other[filled], atol=1e-4)
             token = logits[:, -1:].argmax(-1)
             embeds, cache = embedded(program, token), after
-            mask = torch.cat([mask, torch.ones_like(token)], 1)
+            ids, mask = torch.cat([ids, token], 1), torch.cat([mask, torch.ones_like(token)], 1)
 
 
 def read_prompt(emitted: Emitted, ids: Tensor, pixels: Tensor | None) -> Tensor:

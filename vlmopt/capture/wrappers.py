@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import DynamicCache
 
 PREFIX = "model."
 
@@ -78,9 +77,13 @@ class VisionEncoder(Wrapper):
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
         with _WholeBatch():
-            features = _pooled(self.model.get_image_features(pixel_values=pixel_values))
+            features = _pooled(self.model.get_image_features(**self.images(pixel_values)))
         (whole,) = features if isinstance(features, list | tuple) else (features,)
         return (whole,)
+
+    def images(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        """What the model's own method takes for these images."""
+        return {"pixel_values": pixel_values}
 
 
 class _WholeBatch(TorchFunctionMode):
@@ -97,46 +100,18 @@ class _WholeBatch(TorchFunctionMode):
 
 
 class TokenEmbedding(Wrapper):
-    """`input_ids` [B, S] -> `inputs_embeds` [B, S, D]."""
+    """`input_ids` [B, S] -> `inputs_embeds` [B, S, D], zeros beside them where images have `n_deep` more features."""
 
     inputs = ("input_ids",)
     outputs = ("inputs_embeds",)
 
-    def forward(self, input_ids: Tensor) -> tuple[Tensor]:
-        return (self.model.get_input_embeddings()(input_ids),)
-
-
-class Decoder(Wrapper):
-    """`inputs_embeds` [B, S, D], `attention_mask` [B, P + S], `position_ids` [B, S] and for every layer its past keys
-    and values [B, H, P, K] -> `logits` [B, S, V] and the keys and values [B, H, P + S, K] for the next step.
-    """
-
-    def __init__(self, model: nn.Module, n_layers: int) -> None:
+    def __init__(self, model: nn.Module, n_deep: int) -> None:
         super().__init__(model)
-        sides = [(layer, side) for layer in range(n_layers) for side in ("key", "value")]
-        self._past = tuple(f"past_key_values_{layer}_{side}" for layer, side in sides)
-        self.inputs = ("inputs_embeds", "attention_mask", "position_ids", *self._past)
-        self.outputs = ("logits", *(f"present_{layer}_{side}" for layer, side in sides))
+        self.n_deep = n_deep
 
-    def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        own = {name: values[name] for name in self.inputs if name not in self._past}
-        return own | {"past": tuple(values[name] for name in self._past)}
-
-    def forward(
-        self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, past: tuple[Tensor, ...]
-    ) -> tuple[Tensor, ...]:
-        cache = DynamicCache()
-        for layer, (keys, values) in enumerate(zip(past[::2], past[1::2], strict=True)):
-            cache.update(keys, values, layer)
-        found = self.model.get_decoder()(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits = self.model.get_output_embeddings()(found.last_hidden_state)
-        return (logits, *(value for layer in cache.layers for value in (layer.keys, layer.values)))
+    def forward(self, input_ids: Tensor) -> tuple[Tensor]:
+        embeds = self.model.get_input_embeddings()(input_ids)
+        return (nn.functional.pad(embeds, (0, self.n_deep * embeds.shape[-1])) if self.n_deep else embeds,)
 
 
 def _pooled(features: Any) -> Any:

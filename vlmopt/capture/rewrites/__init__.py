@@ -11,11 +11,18 @@ from contextlib import AbstractContextManager, nullcontext
 
 from torch import nn
 
-from vlmopt.capture.rewrites import vilt
+from vlmopt.capture.rewrites import idefics3, qwen_vl, vilt
 
 Rewrite = Callable[[nn.Module, tuple[int, int]], AbstractContextManager[None]]
 
-_REWRITES: dict[str, Rewrite] = {"vilt": vilt.static_visual_embed}
+_REWRITES: dict[str, Rewrite] = {
+    "idefics3": idefics3.every_image,
+    "qwen2_5_vl": qwen_vl.one_grid,
+    "qwen2_vl": qwen_vl.one_grid,
+    "qwen3_vl": qwen_vl.one_grid,
+    "smolvlm": idefics3.every_image,
+    "vilt": vilt.static_visual_embed,
+}
 
 
 def rewrite_for(model_type: str, model: nn.Module, image: tuple[int, int]) -> AbstractContextManager[None]:

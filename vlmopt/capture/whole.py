@@ -1,0 +1,77 @@
+"""The assembled model beside the answer that the original writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlmopt.capture.export import TOLERANCE, run_eager
+from vlmopt.capture.plan import CapturePlan
+from vlmopt.capture.samples import text_config
+from vlmopt.capture.wrappers import VisionEncoder, Wrapper
+from vlmopt.core.errors import CaptureError
+from vlmopt.core.program import Generation, Program
+from vlmopt.graph.assembled import VISION, embedded, step
+
+MARGIN = 10  # the whole model may depart from eager so many times further than one of its parts
+
+
+def compare_whole(model: nn.Module, program: Program, plan: CapturePlan, vision: VisionEncoder) -> None:
+    """Two prompts with an image each, one padded, and one more token: the logits of the program and of `generate`.
+
+    Raises:
+        CaptureError: they differ, so the model does more than its parts show.
+    """
+    assert program.generation is not None
+    ids, mask = _prompts(program.generation, plan)
+    shape = [len(ids), *(int(size) for size in program.components[VISION].inputs[0].shape[1:])]
+    pixels = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    pixels = pixels.to(plan.device, getattr(torch, plan.dtype))
+    eager = _generated(model, program.generation, ids, mask, vision.images(pixels))
+    logits, cache = step(program, embedded(program, ids, pixels), mask, input_ids=ids)
+    _require(logits[:, -1], eager.logits[0], "a prompt with an image")
+    more = eager.sequences[:, ids.shape[1] : ids.shape[1] + 1]
+    ids, mask = torch.cat([ids, more], 1), torch.cat([mask, torch.ones_like(more)], 1)
+    logits, _ = step(program, embedded(program, more), mask, cache, input_ids=ids)
+    _require(logits[:, -1], eager.logits[1], "the step behind it")
+
+
+def _prompts(generation: Generation, plan: CapturePlan) -> tuple[Tensor, Tensor]:
+    mark, n = generation.image_token, generation.image_tokens
+    vocabulary = int(text_config(plan.config).vocab_size)
+    words = torch.randint(0, vocabulary, (2, 7), generator=torch.Generator().manual_seed(0))
+    words[words == mark] = mark - 1 if mark else 1
+    ids = torch.cat([words[:, :2], torch.full((2, n), mark), words[:, 2:]], 1).to(plan.device)
+    mask = torch.ones_like(ids)
+    mask[1, 0] = 0
+    return ids, mask
+
+
+def _generated(model: Any, generation: Generation, ids: Tensor, mask: Tensor, images: dict[str, Tensor]) -> Any:
+    """Two tokens of an answer with their logits, from the model's own loop."""
+    settings = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False, "num_beams": 1, "eos_token_id": None}
+    outputs = {"return_dict_in_generate": True, "output_logits": True, "use_cache": True}
+    types = {}
+    if generation.token_types is not None:
+        text, image, _ = generation.token_types
+        types["token_type_ids"] = torch.where(ids == generation.image_token, image, text)
+    if generation.image_grid is not None:
+        types["mm_token_type_ids"] = (ids == generation.image_token).to(ids.dtype)
+    feed = {"input_ids": ids, "attention_mask": mask, **images, **types}
+    whole = Wrapper(model)
+    return run_eager("the model", whole, feed, call=lambda **given: model.generate(**given, **settings, **outputs))
+
+
+def _require(found: Tensor, wanted: Tensor, what: str) -> None:
+    scale = wanted.double().abs().max().clamp(min=1e-6)
+    worst = float((found.double() - wanted.double()).abs().max() / scale)
+    allowed = MARGIN * TOLERANCE.get(wanted.dtype, 1e-5)
+    if not worst <= allowed:
+        raise CaptureError(
+            "the assembled model",
+            f"differs from eager by {worst:.2g} of the largest logit at {what}",
+            expected=f"at most {allowed:.0e}",
+            remedy="what this family does beside its parts belongs into vlmopt/capture/generative.py",
+        )
