@@ -18,6 +18,7 @@ LAYERS = {
     "core": 0,
     "graph": 1,
     "preprocess": 1,
+    "prompting": 1.5,
     "registry": 1,
     "rundir": 1,
     "capture": 2,
@@ -38,7 +39,7 @@ LAYERS = {
 # Reading YAML is shared by recipes and tasks, and stays in the one room that knows YAML.
 EXCEPTIONS = {"vlmopt.recipe.yaml_file": 1}
 PASS_IMPORTS = ("vlmopt.core", "vlmopt.graph")
-TORCH_FREE = ("core", "recipe", "report", "registry", "rundir", "cli", "runtime", "preprocess")
+TORCH_FREE = ("core", "recipe", "report", "registry", "rundir", "cli", "runtime", "preprocess", "prompting")
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "onnxscript", "optimum", "scipy", "torch_pruning"}
 _NAMES = """
 blip blip2 bart beit bert chameleon clip clipseg coca deit dinov2 emu florence fuyu gemma git idefics instructblip
