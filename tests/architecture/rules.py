@@ -20,25 +20,26 @@ LAYERS = {
     "preprocess": 1,
     "registry": 1,
     "rundir": 1,
-    "capture": 2,
-    "tasks": 2,
-    "profiling": 2,
-    "planning": 2,
-    "rewrite": 2,
-    "tuning": 2,
-    "emit": 2,
-    "runtime": 2,
-    "verify": 2,
-    "report": 2,
-    "recipe": 2,
-    "testing": 3,
-    "workflow": 3,
-    "cli": 4,
+    "prompting": 2,
+    "capture": 3,
+    "tasks": 3,
+    "profiling": 3,
+    "planning": 3,
+    "rewrite": 3,
+    "tuning": 3,
+    "emit": 3,
+    "runtime": 3,
+    "verify": 3,
+    "report": 3,
+    "recipe": 3,
+    "testing": 4,
+    "workflow": 4,
+    "cli": 5,
 }
 # Reading YAML is shared by recipes and tasks, and stays in the one room that knows YAML.
 EXCEPTIONS = {"vlmopt.recipe.yaml_file": 1}
 PASS_IMPORTS = ("vlmopt.core", "vlmopt.graph")
-TORCH_FREE = ("core", "recipe", "report", "registry", "rundir", "cli", "runtime", "preprocess")
+TORCH_FREE = ("core", "recipe", "report", "registry", "rundir", "cli", "runtime", "preprocess", "prompting")
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "onnxscript", "optimum", "scipy", "torch_pruning"}
 _NAMES = """
 blip blip2 bart beit bert chameleon clip clipseg coca deit dinov2 emu florence fuyu gemma git idefics instructblip

@@ -82,7 +82,7 @@ class Feeder:
         def make(rows: Sequence[int]) -> Feed:
             arrays = {name: array[list(rows)] for name, array in text_arrays.items()}
             if has_images:
-                arrays.update(self._pixels([images[row] for row in rows]))
+                arrays.update(self.pixels([images[row] for row in rows]))
             return _feed(component, arrays)
 
         return Batches(len(images) if has_images else len(texts), make)
@@ -95,7 +95,7 @@ class Feeder:
         """
         arrays: Arrays = self.preprocessor.texts(list(texts))
         found = arrays["input_ids"].shape[1]
-        minimum, maximum = _text_lengths(program, component)
+        minimum, maximum = text_lengths(program, component)
         length = min(max(found, minimum), maximum)
         if length == found:
             return arrays
@@ -107,7 +107,12 @@ class Feeder:
             f"texts for {component.name}", f"have {found} tokens", expected=f"{minimum} to {maximum} tokens"
         )
 
-    def _pixels(self, images: Sequence[ImageSource]) -> Arrays:
+    def pixels(self, images: Sequence[ImageSource]) -> Arrays:
+        """What the model's processor makes of these images, each preprocessed once.
+
+        Raises:
+            TaskError: an image does not decode, or images come out in different sizes.
+        """
         missing = {image.name: image for image in images if image.name not in self._cache}
         made: dict[str, Arrays] = {}
         if missing:
@@ -129,7 +134,7 @@ class Feeder:
             self._cache[name] = {key: array.copy() for key, array in arrays.items()}
 
 
-def _text_lengths(program: Program, component: Component) -> tuple[int, int]:
+def text_lengths(program: Program, component: Component) -> tuple[int, int]:
     """The least and the greatest number of tokens that the component takes."""
     for spec in component.inputs:
         if spec.name in IMAGE_INPUTS or len(spec.shape) < 2:
