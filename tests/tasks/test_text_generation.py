@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tests import toys
@@ -29,7 +32,8 @@ from tests.tasks.written import (
     question_rows,
 )
 from vlmopt.core.errors import TaskError
-from vlmopt.core.program import Assembly, Program
+from vlmopt.core.program import Assembly, Program, TensorSpec
+from vlmopt.preprocess import Arrays, Preprocessor
 from vlmopt.tasks.binding import TaskSource, bind
 from vlmopt.tasks.dataset import Task, load_task
 from vlmopt.tasks.images import open_image
@@ -309,3 +313,37 @@ def test_a_program_joined_to_one_component_is_fed_the_same(toy: Toy, write_task:
     )
     assert list(first) == list(second)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+class _Shaped(Preprocessor):
+    """The processor of the toy, its pixels laid out as another family's processor lays them out."""
+
+    layout: ClassVar[str]
+
+    def images(self, images: Sequence[Image.Image | str | Path]) -> Arrays:
+        pixels = super().images(images)["pixel_values"]
+        if self.layout == "patches":  # those of all images one below the other, as Qwen2-VL has them
+            return {"pixel_values": pixels.reshape(len(pixels) * 4, -1), "image_grid_thw": np.ones((len(pixels), 3))}
+        return {"pixel_values": np.stack([pixels] * int(self.layout), axis=1)}
+
+
+def shaped(toy: Toy, layout: str) -> Preprocessor:
+    made = _Shaped.load(toy.preprocessor.folder)
+    assert isinstance(made, _Shaped)
+    type(made).layout = layout
+    return made
+
+
+def test_pixels_come_in_the_shape_that_the_model_reads(toy: Toy, write_task: WriteTask) -> None:
+    task, workload = opened(toy, write_task(ASKED, question_rows()))
+    wanted = workload.feeds["model"][0]["pixel_values"]
+    (feed,) = TaskSource(task, shaped(toy, "1")).workload(toy.program, "profile").feeds["model"]
+    assert torch.equal(feed["pixel_values"], wanted)
+    with pytest.raises(TaskError, match="cuts an image into 2; expected one picture an image"):
+        TaskSource(task, shaped(toy, "2")).workload(toy.program, "profile").feeds["model"][0]
+
+    vision = toy.program.components["vision_encoder"]
+    flat = replace(vision, inputs=(TensorSpec("pixel_values", ("patches", 768), "float32"),))
+    program = toy.program.with_components({**toy.program.components, "vision_encoder": flat})
+    (feed,) = TaskSource(task, shaped(toy, "patches")).workload(program, "profile").part([4, 0]).feeds["model"]
+    assert torch.equal(feed["pixel_values"], wanted[[4, 0]].reshape(8, 768))

@@ -116,16 +116,25 @@ class Feeder:
         missing = {image.name: image for image in images if image.name not in self._cache}
         made: dict[str, Arrays] = {}
         if missing:
-            arrays = self.preprocessor.images([open_image(image) for image in missing.values()])
-            for row, name in enumerate(missing):
-                made[name] = {key: array[row] for key, array in arrays.items()}
-                self._keep(name, made[name])
+            made = dict(zip(missing, self._preprocessed(list(missing.values())), strict=True))
+            for name, arrays in made.items():
+                self._keep(name, arrays)
         rows = [made.get(image.name) or self._cache[image.name] for image in images]
         shapes = {row["pixel_values"].shape for row in rows}
         if len(shapes) > 1:
             found = f"come out in different sizes: {', '.join(map(str, sorted(shapes)))}"
             raise TaskError(f"images {images[0].name} ... {images[-1].name}", found, expected="one fixed image size")
         return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+    def _preprocessed(self, images: Sequence[ImageSource]) -> list[Arrays]:
+        """The arrays of every image by itself. A processor may write the patches of all images one below the other,
+        and then only an image alone shows which are its own."""
+        arrays = self.preprocessor.images([open_image(image) for image in images])
+        if arrays["pixel_values"].ndim > 2:
+            return [{key: array[row] for key, array in arrays.items()} for row in range(len(images))]
+        if len(images) > 1:
+            return [own for image in images for own in self._preprocessed([image])]
+        return [{key: array if key == "pixel_values" else array[0] for key, array in arrays.items()}]
 
     def _keep(self, name: str, arrays: Arrays) -> None:
         size = sum(array.nbytes for array in arrays.values())

@@ -79,10 +79,17 @@ class TaughtRows:
         made = {}
         for name in sorted(IMAGE_INPUTS & arrays.keys() & self._inputs.keys()):
             spec, array = self._inputs[name], arrays[name]
-            if array.ndim == len(spec.shape) + 1:  # a processor that may cut an image into several gives one axis more
+            if array.ndim == len(spec.shape) + 1:  # tiles of an image, or its patches, have an axis of their own
+                self._refuse_tiles(array.shape)
                 array = array.reshape(-1, *array.shape[2:])
             made[name] = torch.from_numpy(np.ascontiguousarray(array)).to(getattr(torch, spec.dtype))
         return made
+
+    def _refuse_tiles(self, shape: Sequence[int]) -> None:
+        if len(shape) == 5 and shape[1] != 1:  # [B, tiles, C, H, W]
+            remedy = "switch the splitting of images off in preprocessor_config.json"
+            place = str(self.feeder.preprocessor.folder)
+            raise TaskError(place, f"cuts an image into {shape[1]}", expected="one picture an image", remedy=remedy)
 
 
 def _reads_tokens(inputs: Sequence[TensorSpec]) -> bool:
