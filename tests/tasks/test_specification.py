@@ -30,6 +30,14 @@ def test_labels_may_be_numbers_booleans_and_the_words_yes_and_no(tmp_path: Path)
     assert read_specification(written(tmp_path, text)).labels == ("yes", "no", "3", "2.5", "true")
 
 
+def test_written_answers_have_a_prompt_a_metric_and_a_length(tmp_path: Path) -> None:
+    text = "kind: image-text-to-text\nprompt: 'Answer {} in a word.'\nmax_new_tokens: 5\n"
+    found = read_specification(written(tmp_path, text))
+    assert (found.headline, found.prompt, found.max_new_tokens) == ("exact-match", "Answer {} in a word.", 5)
+    found = read_specification(written(tmp_path, "kind: image-captioning\n"))
+    assert (found.headline, found.prompt, found.max_new_tokens) == ("cider-d", "", None)
+
+
 BAD = [
     ("kind: image-clasification", "'image-clasification' is unknown", "did you mean 'image-classification'?"),
     ("name: x", "has no `kind:`", "expected one of image-text-retrieval"),
@@ -48,6 +56,20 @@ BAD = [
     ("kind: image-classification\nlabels: [a, b, a]", "label 'a' is listed twice", ""),
     ("kind: image-classification\nlabels: [a]", "labels has one class ('a')", "two or more"),
     ("kind: image-classification\nlabels: [a, [b]]", "labels.1", "valid string"),
+    (
+        "kind: image-text-to-text\nmetric: bleu-4",
+        "metric 'bleu-4' is unknown",
+        "exact-match or vqa-accuracy or anls or",
+    ),
+    ("kind: image-captioning\nmetric: anls", "metric 'anls' is unknown", "expected cider-d or bleu-4"),
+    ("kind: image-captioning\nlabels: [a, b]", "labels have no meaning", "image-captioning"),
+    ("kind: image-text-to-text\nprompts: ['a {}']", "prompts belong to", "zero-shot"),
+    ("kind: image-text-to-text\nprompt: answer", "prompt 'answer' has no {}", "for the question"),
+    ("kind: image-captioning\nprompt: 'a {}'", "prompt 'a {}' has a {}", "no question"),
+    ("kind: image-captioning\nmax_new_tokens: 0", "max_new_tokens", "greater than 0"),
+    ("kind: image-classification\nprompt: a", "prompt belongs to", "image-text-to-text and image-captioning only"),
+    ("kind: image-classification\nmax_new_tokens: 3", "max_new_tokens belongs to", "image-captioning only"),
+    ("kind: image-captionning", "'image-captionning' is unknown", "did you mean 'image-captioning'?"),
     ("kind: [1", "line 1", "expected YAML"),
     ("kind: image-classification\nkind: image-classification", "line 2", "given twice"),
 ]

@@ -15,6 +15,7 @@ from vlmopt.tasks.kinds import (
     image_classification,
     image_text_retrieval,
     multi_task,
+    text_generation,
     visual_question_answering,
     zero_shot_image_classification,
 )
@@ -69,6 +70,8 @@ KINDS: Mapping[TaskKind, Kind] = {
     TaskKind.ZERO_SHOT: Kind(zero_shot_image_classification.bind, zero_shot_image_classification.workload),
     TaskKind.IMAGE_TEXT_RETRIEVAL: Kind(image_text_retrieval.bind, image_text_retrieval.workload),
     TaskKind.VISUAL_QUESTION_ANSWERING: Kind(visual_question_answering.bind, visual_question_answering.workload),
+    TaskKind.IMAGE_TEXT_TO_TEXT: Kind(text_generation.bind, text_generation.workload),
+    TaskKind.IMAGE_CAPTIONING: Kind(text_generation.bind, text_generation.workload),
     TaskKind.MULTI_TASK: Kind(image_classification.bind, multi_task.workload),
 }
 

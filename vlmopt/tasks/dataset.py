@@ -12,6 +12,7 @@ from vlmopt.tasks.combining import check_members, combined_hashes, combined_samp
 from vlmopt.tasks.folder import SPLIT_NAMES, SPLITS, Row, column, read_folder
 from vlmopt.tasks.hub import read_hub
 from vlmopt.tasks.images import content_hashes
+from vlmopt.tasks.references import merged_captions, references_of
 from vlmopt.tasks.specification import (
     ROLES,
     TASK_FILE,
@@ -24,6 +25,11 @@ from vlmopt.tasks.specification import (
 from vlmopt.tasks.splits import Sample, divided, refuse_leaks, subsample
 
 OPEN_SPLITS = ("profile", "validation")
+_ROLE_OF_LABEL = {
+    TaskKind.VISUAL_QUESTION_ANSWERING: "answer",
+    TaskKind.IMAGE_TEXT_TO_TEXT: "answer",
+    TaskKind.IMAGE_CAPTIONING: "caption",
+}
 
 
 class Task:
@@ -121,7 +127,7 @@ class Task:
 
     @property
     def _label_role(self) -> str:
-        return "answer" if self.specification.kind is TaskKind.VISUAL_QUESTION_ANSWERING else "label"
+        return _ROLE_OF_LABEL.get(self.specification.kind, "label")
 
     def _sizes(self) -> list[object]:
         specification = self.specification
@@ -131,6 +137,8 @@ class Task:
             list(specification.prompts),
             specification.headline,
         ]
+        if specification.kind.is_written:
+            settings += [specification.prompt, specification.max_new_tokens]
         if self.members:
             settings += [specification.combine, list(specification.weights)]
         return [*settings, *self.counts.values()]
@@ -138,7 +146,8 @@ class Task:
     def _hash(self, samples: Sequence[Sample], settings: list[object]) -> str:
         digest = hashlib.sha256(json.dumps(settings).encode())
         for sample in samples:
-            fields = [sample.image.name, self._hashes[sample.image.name], sample.label, sample.text, sample.group]
+            name, references = sample.image.name, [list(sample.references)] if sample.references else []
+            fields = [name, self._hashes[name], sample.label, sample.text, sample.group, *references]
             digest.update(json.dumps(fields).encode() + b"\n")
         return digest.hexdigest()
 
@@ -184,6 +193,8 @@ def load_task(path: str | Path) -> Task:
     for split, sample in zip(_split_of_rows(specification, rows, keys), samples, strict=True):
         splits[split].append(sample)
     refuse_leaks(str(file), splits, group=specification.columns.group or "")
+    if specification.kind is TaskKind.IMAGE_CAPTIONING:
+        splits = {name: merged_captions(part) for name, part in splits.items()}
     return Task(file, specification, {name: tuple(part) for name, part in splits.items()}, hashes=hashes)
 
 
@@ -199,8 +210,13 @@ def _combined(file: Path, specification: TaskSpecification) -> Task:
 
 def _sample(specification: TaskSpecification, row: Row) -> Sample:
     columns = specification.columns
-    found = {role: _text(row, getattr(columns, role)) for role in ROLES[specification.kind]}
     group = _text(row, columns.group) if columns.group else row.image.name
+    if specification.kind.is_written:
+        references = references_of(specification, row)
+        has_question = "question" in ROLES[specification.kind]
+        question = _text(row, columns.question) if has_question else ""
+        return Sample(row.image, references[0], question, group, row.origin, references)
+    found = {role: _text(row, getattr(columns, role)) for role in ROLES[specification.kind]}
     label = found.get("label", found.get("answer", ""))
     return Sample(row.image, label, found.get("text", found.get("question", "")), group, row.origin)
 

@@ -82,7 +82,7 @@ class Feeder:
         def make(rows: Sequence[int]) -> Feed:
             arrays = {name: array[list(rows)] for name, array in text_arrays.items()}
             if has_images:
-                arrays.update(self._pixels([images[row] for row in rows]))
+                arrays.update(self.pixels([images[row] for row in rows]))
             return _feed(component, arrays)
 
         return Batches(len(images) if has_images else len(texts), make)
@@ -95,7 +95,7 @@ class Feeder:
         """
         arrays: Arrays = self.preprocessor.texts(list(texts))
         found = arrays["input_ids"].shape[1]
-        minimum, maximum = _text_lengths(program, component)
+        minimum, maximum = text_lengths(program, component)
         length = min(max(found, minimum), maximum)
         if length == found:
             return arrays
@@ -107,20 +107,34 @@ class Feeder:
             f"texts for {component.name}", f"have {found} tokens", expected=f"{minimum} to {maximum} tokens"
         )
 
-    def _pixels(self, images: Sequence[ImageSource]) -> Arrays:
+    def pixels(self, images: Sequence[ImageSource]) -> Arrays:
+        """What the model's processor makes of these images, each preprocessed once.
+
+        Raises:
+            TaskError: an image does not decode, or images come out in different sizes.
+        """
         missing = {image.name: image for image in images if image.name not in self._cache}
         made: dict[str, Arrays] = {}
         if missing:
-            arrays = self.preprocessor.images([open_image(image) for image in missing.values()])
-            for row, name in enumerate(missing):
-                made[name] = {key: array[row] for key, array in arrays.items()}
-                self._keep(name, made[name])
+            made = dict(zip(missing, self._preprocessed(list(missing.values())), strict=True))
+            for name, arrays in made.items():
+                self._keep(name, arrays)
         rows = [made.get(image.name) or self._cache[image.name] for image in images]
         shapes = {row["pixel_values"].shape for row in rows}
         if len(shapes) > 1:
             found = f"come out in different sizes: {', '.join(map(str, sorted(shapes)))}"
             raise TaskError(f"images {images[0].name} ... {images[-1].name}", found, expected="one fixed image size")
         return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+    def _preprocessed(self, images: Sequence[ImageSource]) -> list[Arrays]:
+        """The arrays of every image by itself. A processor may write the patches of all images one below the other,
+        and then only an image alone shows which are its own."""
+        arrays = self.preprocessor.images([open_image(image) for image in images])
+        if arrays["pixel_values"].ndim > 2:
+            return [{key: array[row] for key, array in arrays.items()} for row in range(len(images))]
+        if len(images) > 1:
+            return [own for image in images for own in self._preprocessed([image])]
+        return [{key: array if key == "pixel_values" else array[0] for key, array in arrays.items()}]
 
     def _keep(self, name: str, arrays: Arrays) -> None:
         size = sum(array.nbytes for array in arrays.values())
@@ -129,7 +143,7 @@ class Feeder:
             self._cache[name] = {key: array.copy() for key, array in arrays.items()}
 
 
-def _text_lengths(program: Program, component: Component) -> tuple[int, int]:
+def text_lengths(program: Program, component: Component) -> tuple[int, int]:
     """The least and the greatest number of tokens that the component takes."""
     for spec in component.inputs:
         if spec.name in IMAGE_INPUTS or len(spec.shape) < 2:

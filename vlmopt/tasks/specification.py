@@ -8,7 +8,16 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from vlmopt.core.errors import TaskError
 from vlmopt.core.manifest import MULTI_TASK
@@ -16,6 +25,8 @@ from vlmopt.recipe.yaml_file import read_yaml
 
 TASK_FILE = "task.yaml"
 HUB_PREFIX = "hub:"
+VQA_ACCURACY = "vqa-accuracy"
+QUESTION_PLACE = "{}"
 
 
 class TaskKind(Enum):
@@ -25,7 +36,14 @@ class TaskKind(Enum):
     ZERO_SHOT = "zero-shot-image-classification"
     IMAGE_CLASSIFICATION = "image-classification"
     VISUAL_QUESTION_ANSWERING = "visual-question-answering"
+    IMAGE_TEXT_TO_TEXT = "image-text-to-text"
+    IMAGE_CAPTIONING = "image-captioning"
     MULTI_TASK = MULTI_TASK
+
+    @property
+    def is_written(self) -> bool:
+        """The answer is a text that the model writes, and may have several references."""
+        return self in (TaskKind.IMAGE_TEXT_TO_TEXT, TaskKind.IMAGE_CAPTIONING)
 
 
 METRICS: Mapping[TaskKind, tuple[str, ...]] = {  # the first is the default
@@ -33,6 +51,8 @@ METRICS: Mapping[TaskKind, tuple[str, ...]] = {  # the first is the default
     TaskKind.ZERO_SHOT: ("accuracy",),
     TaskKind.IMAGE_CLASSIFICATION: ("accuracy",),
     TaskKind.VISUAL_QUESTION_ANSWERING: ("accuracy",),
+    TaskKind.IMAGE_TEXT_TO_TEXT: ("exact-match", VQA_ACCURACY, "anls", "token-f1"),
+    TaskKind.IMAGE_CAPTIONING: ("cider-d", "bleu-4"),
     TaskKind.MULTI_TASK: ("accuracy",),
 }
 ROLES: Mapping[TaskKind, tuple[str, ...]] = {  # the columns that a kind cannot do without, beside the image
@@ -40,6 +60,8 @@ ROLES: Mapping[TaskKind, tuple[str, ...]] = {  # the columns that a kind cannot 
     TaskKind.ZERO_SHOT: ("label",),
     TaskKind.IMAGE_CLASSIFICATION: ("label",),
     TaskKind.VISUAL_QUESTION_ANSWERING: ("question", "answer"),
+    TaskKind.IMAGE_TEXT_TO_TEXT: ("question", "answer"),
+    TaskKind.IMAGE_CAPTIONING: ("text",),
     TaskKind.MULTI_TASK: (),
 }
 DEFAULT_PROMPTS = ("a photo of a {}.",)  # the prompt that CLIP was published with
@@ -101,6 +123,9 @@ class Splits(_Strict):
 class TaskSpecification(_Strict):
     """The content of task.yaml, checked. `labels` and `prompts` are empty where the file leaves them to the data.
 
+    `prompt` and `max_new_tokens` belong to the kinds whose answers are written: what is asked of an image (around the
+    question, at its `{}`), and how many tokens an answer may have.
+
     `tasks` are the folders of a multi-task's members. With `combine: worst` every member is held to the bound on the
     drop by itself; with `weighted` their weighted mean is.
     """
@@ -111,6 +136,8 @@ class TaskSpecification(_Strict):
     columns: Columns = Columns()
     labels: Texts = ()
     prompts: Texts = ()
+    prompt: str = ""
+    max_new_tokens: PositiveInt | None = None
     metric: str = ""
     splits: Splits = Splits()
     tasks: Texts = ()
@@ -150,13 +177,26 @@ class TaskSpecification(_Strict):
         return self
 
     @model_validator(mode="after")
+    def _is_asked_as_its_kind(self) -> TaskSpecification:
+        foreign = sorted(self.model_fields_set & {"prompt", "max_new_tokens"})
+        if foreign and not self.kind.is_written:
+            written = " and ".join(kind.value for kind in TaskKind if kind.is_written)
+            raise ValueError(f"{foreign[0]} belongs to {written} only")
+        has_place = QUESTION_PLACE in self.prompt
+        if self.kind is TaskKind.IMAGE_TEXT_TO_TEXT and self.prompt and not has_place:
+            raise ValueError(f"prompt {self.prompt!r} has no {{}} for the question")
+        if self.kind is TaskKind.IMAGE_CAPTIONING and has_place:
+            raise ValueError(f"prompt {self.prompt!r} has a {{}}, and no question to put there")
+        return self
+
+    @model_validator(mode="after")
     def _fits_its_kind(self) -> TaskSpecification:
         known = METRICS[self.kind]
         if self.metric and self.metric not in known:
             raise ValueError(f"metric {self.metric!r} is unknown for this kind, expected {' or '.join(known)}")
         if self.prompts and self.kind is not TaskKind.ZERO_SHOT:
             raise ValueError(f"prompts belong to {TaskKind.ZERO_SHOT.value} only")
-        if self.labels and self.kind is TaskKind.IMAGE_TEXT_RETRIEVAL:
+        if self.labels and (self.kind is TaskKind.IMAGE_TEXT_RETRIEVAL or self.kind.is_written):
             raise ValueError(f"labels have no meaning in {self.kind.value}")
         without_place = [prompt for prompt in self.prompts if "{}" not in prompt]
         if without_place:

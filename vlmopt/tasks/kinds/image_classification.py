@@ -32,8 +32,11 @@ def bind(program: Program, task: Task, feeder: Feeder) -> Program:
     linear map can only lose.
 
     Raises:
-        TaskError: no component reads images alone, or its output is no vector an image.
+        TaskError: the model writes text, no component reads images alone, or its output is no vector an image.
     """
+    if program.assembly is Assembly.GENERATIVE:
+        found = f"image-classification chooses among labels, and this {program.source.model_type} model writes text"
+        raise TaskError(str(task.path), found, remedy="ask it as image-text-to-text")
     name = _image_encoder(program, task)
     component = program.components[name]
     head = program.heads.get(name)
