@@ -222,6 +222,49 @@ def idefics3() -> torch.nn.Module:
     )
 
 
+LLAVA_TILES: dict[str, Any] = {"image_grid_pinpoints": [[32, 32], [32, 64], [64, 64]], "image_token_id": IMAGE_TOKEN}
+
+
+def llava_next() -> torch.nn.Module:
+    """An image that is twice as wide as a tile: the whole, two tiles, and strips of padding that are cut off."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
+
+    vision, text = CLIPVisionConfig(**VISION), LlamaConfig(**DECODER)
+    return LlavaNextForConditionalGeneration(LlavaNextConfig(vision_config=vision, text_config=text, **LLAVA_TILES))
+
+
+def llava_onevision() -> torch.nn.Module:
+    """Four tiles, more than the one that the aspect ratio allows for, so that they are made smaller."""
+    from transformers import (
+        LlavaOnevisionConfig,
+        LlavaOnevisionForConditionalGeneration,
+        Qwen2Config,
+        SiglipVisionConfig,
+    )
+
+    vision, text = SiglipVisionConfig(**{**VISION, "vision_use_head": False}), Qwen2Config(**DECODER)
+    more = {"vision_aspect_ratio": "anyres_max_1", "vision_feature_select_strategy": "full", **LLAVA_TILES}
+    return LlavaOnevisionForConditionalGeneration(LlavaOnevisionConfig(vision_config=vision, text_config=text, **more))
+
+
+def blip2() -> torch.nn.Module:
+    from transformers import Blip2Config, Blip2ForConditionalGeneration, OPTConfig
+
+    former = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    text = OPTConfig(
+        hidden_size=32, ffn_dim=64, num_hidden_layers=3, num_attention_heads=4, vocab_size=64, word_embed_proj_dim=32,
+        max_position_embeddings=128, pad_token_id=0,
+    )  # fmt: skip
+    config = Blip2Config(
+        vision_config=VISION,
+        qformer_config={**former, "encoder_hidden_size": 32, "vocab_size": 64},
+        text_config=text,
+        num_query_tokens=4,
+        image_token_index=IMAGE_TOKEN,
+    )
+    return Blip2ForConditionalGeneration(config)
+
+
 GENERATIVE: dict[str, Callable[[], torch.nn.Module]] = {
     "llava_llama": llava_llama,
     "llava_qwen2": llava_qwen2,
@@ -233,10 +276,15 @@ GENERATIVE: dict[str, Callable[[], torch.nn.Module]] = {
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_5_vl,
     "qwen3_vl": qwen3_vl,
+    "llava_next": llava_next,
+    "llava_onevision": llava_onevision,
+    "blip2": blip2,
     "smolvlm": smolvlm,
     "idefics3": idefics3,
 }
-IMAGE_SIZES: dict[str, tuple[int, int]] = {  # height and width, where the configuration names no size
+IMAGE_SIZES: dict[str, tuple[int, int]] = {  # height and width, where the configuration does not decide
+    "llava_next": (26, 64),
+    "llava_onevision": (64, 60),
     "qwen2_vl": (16, 24),
     "qwen2_5_vl": (16, 24),
     "qwen3_vl": (16, 24),

@@ -18,7 +18,6 @@ LAYERS = {
     "core": 0,
     "graph": 1,
     "preprocess": 1,
-    "prompting": 1.5,
     "registry": 1,
     "rundir": 1,
     "prompting": 2,

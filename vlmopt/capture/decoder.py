@@ -67,11 +67,14 @@ class Decoder(Wrapper):
             use_cache=True,
             **self._added(deep),
         )
+        present = (value for layer in cache.layers for value in (layer.keys, layer.values))
+        if "logits" in found:  # a language model with its own last layer
+            return (found.logits, *present)
         logits = self.model.get_output_embeddings()(found.last_hidden_state)
         cap = getattr(text_config(self.model.config), "final_logit_softcapping", None)
         if cap is not None:
             logits = torch.tanh(logits / cap) * cap
-        return (logits, *(value for layer in cache.layers for value in (layer.keys, layer.values)))
+        return (logits, *present)
 
     @staticmethod
     def _added(deep: list[Tensor]) -> dict[str, Any]:

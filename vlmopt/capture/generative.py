@@ -16,6 +16,7 @@ from vlmopt.capture.samples import longest_text, text_config
 from vlmopt.capture.towers import tower_of
 from vlmopt.capture.whole import compare_whole
 from vlmopt.capture.wrappers import TokenEmbedding, Wrapper
+from vlmopt.core.errors import CaptureError
 from vlmopt.core.program import Assembly, Component, Dim, ModelSource, Program
 from vlmopt.graph.assembled import DECODER, EMBEDDING, VISION, positions
 
@@ -35,6 +36,7 @@ def capture_generative(model: nn.Module, source: ModelSource, plan: CapturePlan)
     Raises:
         CaptureError: a part cannot be captured, or the whole is more than its parts.
     """
+    _refuse_two_parts(model, source)
     dims = _dims(plan)
     tokens = TokenEmbedding(model, n_deep(model))
     embedding = _component(EMBEDDING, tokens, {"input_ids": ("batch", "sequence")}, dims, plan)
@@ -49,6 +51,16 @@ def capture_generative(model: nn.Module, source: ModelSource, plan: CapturePlan)
     if plan.with_weights:
         compare_whole(model, program, plan, tower)
     return program
+
+
+def _refuse_two_parts(model: nn.Module, source: ModelSource) -> None:
+    """A decoder that reads an encoder's states has a second cache, which no step here fills."""
+    if any(getattr(config, "is_encoder_decoder", False) for config in (model.config, text_config(model.config))):
+        raise CaptureError(
+            source.path,
+            f"{source.architecture} writes its answer from the states of an encoder",
+            expected="a decoder that reads features of images in its prompt",
+        )
 
 
 def _dims(plan: CapturePlan) -> dict[str, Dim]:

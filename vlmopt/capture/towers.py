@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from vlmopt.capture.patches import n_deep, patch_grid, patch_size, reads_patches
 from vlmopt.capture.plan import CapturePlan
+from vlmopt.capture.samples import vision_config
 from vlmopt.capture.wrappers import VisionEncoder
 
 Shape = tuple[int | str, ...]
@@ -21,8 +23,12 @@ def tower_of(model: nn.Module, plan: CapturePlan) -> tuple[VisionEncoder, Shape]
         rows, columns = patch_grid(plan.config, plan.image)
         return PatchTower(model, (rows, columns)), ("images", rows * columns, patch_size(plan.config))
     shape = ("images", plan.channels, *plan.image)
-    if "pixel_attention_mask" in inspect.signature(model.forward).parameters:
+    known = inspect.signature(model.forward).parameters
+    if "pixel_attention_mask" in known:
         return TileTower(model), shape
+    if "image_sizes" in known and hasattr(plan.config, "image_grid_pinpoints"):
+        tower = ViewTower(model, plan.image)
+        return tower, ("images", tower.n_views, plan.channels, tower.side, tower.side)
     return VisionEncoder(model), shape
 
 
@@ -47,6 +53,25 @@ class PatchTower(VisionEncoder):
     def images(self, pixel_values: Tensor) -> dict[str, Tensor]:
         grid = torch.tensor([[1, *self.grid]], device=pixel_values.device)
         return {"pixel_values": pixel_values.flatten(0, 1), "image_grid_thw": grid.expand(pixel_values.shape[0], 3)}
+
+
+class ViewTower(VisionEncoder):
+    """`pixel_values` [N, n, C, H, W], for each of N images the whole and its tiles -> `image_features` [N, T, D]."""
+
+    def __init__(self, model: nn.Module, image: tuple[int, int]) -> None:
+        super().__init__(model)
+        self.image = image
+        self.side = int(vision_config(self.model.config).image_size)
+        points = self.model.config.image_grid_pinpoints
+        self.n_views = int(image_size_to_num_patches(image, points, self.side))
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
+        found: Any = self.model.get_image_features(**self.images(pixel_values))["pooler_output"]
+        return (torch.stack(tuple(found)) if isinstance(found, list | tuple) else found,)
+
+    def images(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        size = torch.tensor([self.image], device=pixel_values.device)
+        return {"pixel_values": pixel_values, "image_sizes": size.expand(pixel_values.shape[0], 2)}
 
 
 class TileTower(VisionEncoder):

@@ -112,7 +112,7 @@ def grid_positions(generation: Generation, attention_mask: Tensor, input_ids: Te
     """Time, row and column of every token, [3, B, N]: text counts on in all three, an image of R x C features lies in
     one plane of them and moves what follows on by max(R, C).
 
-    Source: Wang et al. 2024 (arXiv 2409.12191), section 2.1, multimodal rotary position embedding.
+    Source: Wang et al. 2024, arXiv 2409.12191, section 2.1, multimodal rotary position embedding; here without video.
     """
     assert generation.image_grid is not None
     rows, columns = generation.image_grid

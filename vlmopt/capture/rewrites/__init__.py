@@ -11,12 +11,14 @@ from contextlib import AbstractContextManager, nullcontext
 
 from torch import nn
 
-from vlmopt.capture.rewrites import idefics3, qwen_vl, vilt
+from vlmopt.capture.rewrites import idefics3, llava_tiles, qwen_vl, vilt
 
 Rewrite = Callable[[nn.Module, tuple[int, int]], AbstractContextManager[None]]
 
 _REWRITES: dict[str, Rewrite] = {
     "idefics3": idefics3.every_image,
+    "llava_next": llava_tiles.one_size,
+    "llava_onevision": llava_tiles.one_size,
     "qwen2_5_vl": qwen_vl.one_grid,
     "qwen2_vl": qwen_vl.one_grid,
     "qwen3_vl": qwen_vl.one_grid,
