@@ -132,7 +132,7 @@ def _token_types(generation: Generation, is_answer: Tensor, input_ids: Tensor | 
     assert generation.token_types is not None
     text, image, answer = generation.token_types
     types = torch.where(is_answer, answer, text)
-    if image == text or bool(is_answer.all()):
+    if image == text or (input_ids is None and bool(is_answer.all())):
         return types
     is_image = _needed(input_ids)[:, -is_answer.shape[1] :] == generation.image_token
     return torch.where(is_image & ~is_answer, image, types)

@@ -1,0 +1,115 @@
+"""A generative program joined to one graph: losses, margins and branches are those of the parts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import toys
+from tests.capture.test_generative import captured_toy, prompts
+from vlmopt.graph.assembled import VISION
+from vlmopt.graph.branches import by_component, find_branches
+from vlmopt.graph.joined import MODEL, joined, separated
+from vlmopt.graph.replay import Replay, run_outputs
+from vlmopt.graph.skipping import skip
+from vlmopt.rewrite.pipeline import clone_program
+
+N_ANSWER = 3
+ONE_IMAGE = [family for family in toys.GENERATIVE if family not in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")]
+
+
+def taught(family: str) -> dict[str, Tensor]:
+    """Two prompts with an image each, one padded, and answers of three tokens behind them."""
+    _, program = captured_toy(family)
+    ids, mask, pixels = prompts(program, n_images=(1, 1), n_padding=2)
+    assert pixels is not None
+    ids[1, -2] = 7  # so that both differ behind their images as well
+    labels = torch.full_like(ids, -100)
+    labels[:, -N_ANSWER:] = ids[:, -N_ANSWER:]
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels, "pixel_values": pixels}
+
+
+@pytest.mark.parametrize("family", ["llava_llama", "llava_tied", "internvl"])
+def test_scores_of_the_answer_are_those_of_the_model(family: str) -> None:
+    model, program = captured_toy(family)
+    feed = taught(family)
+    (scores,) = run_outputs(joined(program).program.components[MODEL], feed)
+    with torch.no_grad():
+        given = {name: value for name, value in feed.items() if name != "labels"}
+        logits = model(**given).logits.double()[:, -N_ANSWER - 1 : -1]
+    wanted = feed["input_ids"][:, -N_ANSWER:, None]
+    own = logits.gather(-1, wanted)
+    assert torch.allclose(scores[:, -N_ANSWER:, :1].double(), own - logits.logsumexp(-1, keepdim=True), atol=1e-4)
+    others = logits.scatter(-1, wanted, -torch.inf).amax(-1, keepdim=True)
+    assert torch.allclose(scores[:, -N_ANSWER:, 1:].double(), own - others, atol=1e-4)
+    assert not scores[:, :-N_ANSWER].any()
+
+
+@pytest.mark.parametrize("family", toys.GENERATIVE)
+def test_branches_keep_their_names_and_their_owners(family: str) -> None:
+    _, program = captured_toy(family)
+    whole = joined(program)
+    assert list(whole.program.components) == [MODEL]
+    found = {f"{MODEL}/{branch.name}" for branch in find_branches(whole.program.components[MODEL].graph)}
+    parts = program.components.items()
+    own = {f"{name}/{branch.name}" for name, part in parts for branch in find_branches(part.graph)}
+    assert own
+    assert whole.joined_sites(own) == found
+    assert whole.own_sites(found) == own
+
+
+@pytest.mark.parametrize("family", ["llava_llama", "internvl"])
+def test_skipping_in_the_joined_graph_is_skipping_in_the_parts(family: str) -> None:
+    _, program = captured_toy(family)
+    whole, feed = joined(program), taught(family)
+    model = whole.program.components[MODEL]
+    replay = Replay(model, find_branches(model.graph), next(iter(model.graph.graph.find_nodes(op="output"))).args[0][0])
+    names = sorted(replay.branches)
+    for chosen in ([names[0]], [names[-1]], names[::3]):
+        cut = clone_program(program)
+        for name, branches in by_component(whole.own_sites(f"{MODEL}/{one}" for one in chosen)).items():
+            skip(cut, name, branches)
+        (wanted,) = run_outputs(joined(cut).program.components[MODEL], feed)
+        assert torch.allclose(replay.variants(feed, [frozenset(chosen)])[0], wanted, atol=1e-4)
+
+
+def test_what_is_trained_in_the_joined_graph_comes_back_to_the_parts() -> None:
+    from vlmopt.tuning.trainable import frozen, trainable_copy
+
+    _, program = captured_toy("llava_llama")
+    whole, feed = joined(program), taught("llava_llama")
+    student, weights = trainable_copy(whole.program, lambda key: "multi_modal_projector" in key)
+    assert weights
+    scores: Tensor = student.components[MODEL].graph(*feed_in_order(student.components[MODEL], feed))[0]
+    (-scores[..., 0].sum()).backward()
+    with torch.no_grad():
+        for weight in weights.values():
+            assert weight.grad is not None
+            assert weight.grad.abs().sum() > 0
+            weight -= 0.1 * weight.grad
+    back = separated(program, frozen(student))
+    (found,) = run_outputs(joined(back).program.components[MODEL], feed)
+    (wanted,) = run_outputs(student.components[MODEL], feed)
+    (before,) = run_outputs(whole.program.components[MODEL], feed)
+    assert torch.equal(found, wanted)
+    assert not torch.allclose(found, before, atol=1e-3)
+    changed, old = (one.components[VISION].graph.state_dict() for one in (back, program))
+    assert {key for key, value in changed.items() if not torch.equal(value, old[key])} == {
+        key for key in old if "multi_modal_projector" in key
+    }
+
+
+def feed_in_order(component: object, feed: dict[str, Tensor]) -> list[Tensor]:
+    from vlmopt.graph.replay import inputs_of
+
+    return inputs_of(component, feed)  # type: ignore[arg-type]
+
+
+def test_a_program_of_one_pass_stays_as_it_is() -> None:
+    from vlmopt.graph.example import ResidualBlocks, program_of
+
+    program = program_of(ResidualBlocks(), torch.ones(2, 8))
+    whole = joined(program)
+    assert whole.program is program
+    assert whole.joined_sites(["model/a"]) == whole.own_sites(["model/a"]) == {"model/a"}
