@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +38,7 @@ def capture_generative(model: nn.Module, source: ModelSource, plan: CapturePlan)
     Raises:
         CaptureError: a part cannot be captured, or the whole is more than its parts.
     """
-    _refuse_two_parts(model, source)
+    _refuse_unread(model, source)
     dims = _dims(plan)
     tokens = TokenEmbedding(model, n_deep(model))
     embedding = _component(EMBEDDING, tokens, {"input_ids": ("batch", "sequence")}, dims, plan)
@@ -53,12 +55,18 @@ def capture_generative(model: nn.Module, source: ModelSource, plan: CapturePlan)
     return program
 
 
-def _refuse_two_parts(model: nn.Module, source: ModelSource) -> None:
-    """A decoder that reads an encoder's states has a second cache, which no step here fills."""
-    if any(getattr(config, "is_encoder_decoder", False) for config in (model.config, text_config(model.config))):
+def _refuse_unread(model: nn.Module, source: ModelSource) -> None:
+    """What a model reads and no step here gives it would be silently left out, also where the whole is compared."""
+    found = ""
+    config: Any = model.config
+    if any(getattr(each, "is_encoder_decoder", False) for each in (config, text_config(config))):
+        found = "writes its answer from the states of an encoder"
+    elif "mm_token_type_ids" in inspect.signature(model.forward).parameters and not reads_patches(model):
+        found = "reads kinds of tokens (mm_token_type_ids) beside their places"
+    if found:
         raise CaptureError(
             source.path,
-            f"{source.architecture} writes its answer from the states of an encoder",
+            f"{source.architecture} {found}",
             expected="a decoder that reads features of images in its prompt",
         )
 
@@ -153,5 +161,6 @@ def _cache_entries(model: nn.Module, plan: CapturePlan, width: int) -> list[tupl
     }
     probe = Decoder(model, 0)
     sample = _sample(plan, {**named, **_beside(probe)}, sizes)
-    _, *present = run_eager(DECODER, probe, {**sample, "past": ()}, call=probe)
+    with plan.rewrite(model):  # without weights, eager would stop where it looks into the data
+        _, *present = run_eager(DECODER, probe, {**sample, "past": ()}, call=probe)
     return [(int(value.shape[1]), int(value.shape[3])) for value in present]
