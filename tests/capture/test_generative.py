@@ -242,6 +242,24 @@ def test_a_model_that_must_know_its_tokens_says_so() -> None:
         step(program, embedded(program, ids, pixels), mask)
 
 
+def test_tokens_that_a_model_treats_apart_are_among_those_compared() -> None:
+    """Ovis 2 puts learned features in the places of five tokens beside the images, which no part shows."""
+    from transformers import Ovis2Config, Ovis2ForConditionalGeneration, Qwen2Config
+
+    vision = {**toys.VISION, "vocab_size": 64, "hidden_stride": 2}
+    config = Ovis2Config(
+        vision_config={key: value for key, value in vision.items() if key != "projection_dim"},
+        text_config=Qwen2Config(**toys.DECODER),
+        image_token_id=toys.IMAGE_TOKEN,
+        visual_indicator_token_ids=[50, 51, 52, 53, 54],
+        vocab_size=64,
+        hidden_size=32,
+    )
+    model = Ovis2ForConditionalGeneration(config).eval()
+    with pytest.raises(CaptureError, match="of the largest logit at a prompt with an image"):
+        capture_model(model, source_of(model))
+
+
 def test_kinds_of_tokens_that_no_step_gives_are_refused() -> None:
     model: Any = toys.make("llava_llama")
     forward = model.forward

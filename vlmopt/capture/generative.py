@@ -17,7 +17,7 @@ from vlmopt.capture.plan import CapturePlan
 from vlmopt.capture.samples import longest_text, text_config
 from vlmopt.capture.towers import tower_of
 from vlmopt.capture.whole import compare_whole
-from vlmopt.capture.wrappers import TokenEmbedding, Wrapper
+from vlmopt.capture.wrappers import TokenEmbedding, Wrapper, image_method
 from vlmopt.core.errors import CaptureError
 from vlmopt.core.program import Assembly, Component, Dim, ModelSource, Program
 from vlmopt.graph.assembled import DECODER, EMBEDDING, VISION, positions
@@ -28,8 +28,10 @@ TYPICAL_SEQUENCE = 64  # tokens of a prompt without its images
 
 def is_generative(model: nn.Module) -> bool:
     """It writes text, and encoder of images, embedding and decoder can be called alone."""
-    names = ("get_image_features", "get_decoder", "get_input_embeddings", "get_output_embeddings", "can_generate")
-    return all(hasattr(model, name) for name in names) and bool(model.can_generate())  # type: ignore[operator]
+    names = ("get_decoder", "get_input_embeddings", "get_output_embeddings", "can_generate")
+    if image_method(model) is None or not all(hasattr(model, name) for name in names):
+        return False
+    return bool(model.can_generate())  # type: ignore[operator]
 
 
 def capture_generative(model: nn.Module, source: ModelSource, plan: CapturePlan) -> Program:
@@ -44,15 +46,25 @@ def capture_generative(model: nn.Module, source: ModelSource, plan: CapturePlan)
     embedding = _component(EMBEDDING, tokens, {"input_ids": ("batch", "sequence")}, dims, plan)
     tower, pixels = tower_of(model, plan)
     vision = _component(VISION, tower, {"pixel_values": pixels}, dims, plan)
-    _, n_features, width = vision.outputs[0].shape
+    n_features, width = _features(vision)
     grid = merged_grid(plan.config, plan.image) if reads_patches(model) else None
-    decoder = _decoder(model, plan, dims, int(width))
+    decoder = _decoder(model, plan, dims, width)
     components = {part.name: part for part in (vision, embedding, decoder)}
-    generation = generation_of(model, source, image_tokens=int(n_features), image_grid=grid)
+    generation = generation_of(model, source, image_tokens=n_features, image_grid=grid)
     program = Program(Assembly.GENERATIVE, components, dims, source, generation=generation)
     if plan.with_weights:
         compare_whole(model, program, plan, tower)
     return program
+
+
+def _features(vision: Component) -> tuple[int, int]:
+    """Features of one image, and their width."""
+    shape = vision.outputs[0].shape
+    if len(shape) != 3 or not all(isinstance(size, int) for size in shape[1:]):
+        raise CaptureError(
+            vision.name, f"gives features of shape {shape}", expected="images, a number of features, width"
+        )
+    return int(shape[1]), int(shape[2])
 
 
 def _refuse_unread(model: nn.Module, source: ModelSource) -> None:
