@@ -130,6 +130,14 @@ def llava_tied() -> torch.nn.Module:
     return LlavaForConditionalGeneration(config)
 
 
+def deepseek_vl() -> torch.nn.Module:
+    from transformers import DeepseekVLConfig, DeepseekVLForConditionalGeneration, LlamaConfig, SiglipVisionConfig
+
+    vision, text = SiglipVisionConfig(**{**VISION, "vision_use_head": False}), LlamaConfig(**DECODER)
+    config = DeepseekVLConfig(vision_config=vision, text_config=text, image_token_id=IMAGE_TOKEN)
+    return DeepseekVLForConditionalGeneration(config)
+
+
 def internvl() -> torch.nn.Module:
     from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig, Qwen2Config
 
@@ -270,6 +278,7 @@ GENERATIVE: dict[str, Callable[[], torch.nn.Module]] = {
     "llava_qwen2": llava_qwen2,
     "llava_tied": llava_tied,
     "internvl": internvl,
+    "deepseek_vl": deepseek_vl,
     "paligemma": paligemma,
     "paligemma2": paligemma2,
     "gemma3": gemma3,

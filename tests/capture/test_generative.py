@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from tests import toys
-from vlmopt.capture import capture_model
+from vlmopt.capture import capture, capture_model
 from vlmopt.cli import entry
 from vlmopt.core.errors import CaptureError, VlmoptError
 from vlmopt.core.program import Assembly, ModelSource, Program
 from vlmopt.graph.assembled import DECODER, EMBEDDING, VISION, embedded, grid_positions, placed, step
 from vlmopt.graph.branches import find_branches
 from vlmopt.graph.stored import read_program, write_program
+from vlmopt.graph.text import component_text
 
 N_NEW = 8
 
@@ -153,14 +154,15 @@ def test_every_branch_of_tower_and_decoder_is_found(toy: tuple[Any, Program]) ->
     assert len(tower) >= 4
 
 
-def test_it_is_read_back_as_it_was_written(tmp_path: Path) -> None:
-    _, program = captured_toy("llava_tied")
+@pytest.mark.parametrize("family", ["llava_tied", "gemma3", "qwen2_5_vl"])
+def test_it_is_read_back_as_it_was_written(family: str, tmp_path: Path) -> None:
+    _, program = captured_toy(family)
     write_program(program, tmp_path, name="toy")
     again = read_program(tmp_path, name="toy")
     assert again.generation == program.generation
     assert again.dims == program.dims
     ids, mask, pixels = prompts(program, n_images=(1,), n_padding=0)
-    assert torch.equal(*(step(one, embedded(one, ids, pixels), mask)[0] for one in (program, again)))
+    assert torch.equal(*(step(one, embedded(one, ids, pixels), mask, input_ids=ids)[0] for one in (program, again)))
 
 
 def test_it_is_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -235,6 +237,52 @@ def test_a_model_that_must_know_its_tokens_says_so() -> None:
     ids, mask, pixels = prompts(program, n_images=(1,), n_padding=0)
     with pytest.raises(VlmoptError, match="places and types of its tokens depend on where the images are"):
         step(program, embedded(program, ids, pixels), mask)
+
+
+def test_tokens_that_a_model_treats_apart_are_among_those_compared() -> None:
+    """Ovis 2 puts learned features in the places of five tokens beside the images, which no part shows."""
+    from transformers import Ovis2Config, Ovis2ForConditionalGeneration, Qwen2Config
+
+    vision = {**toys.VISION, "vocab_size": 64, "hidden_stride": 2}
+    config = Ovis2Config(
+        vision_config={key: value for key, value in vision.items() if key != "projection_dim"},
+        text_config=Qwen2Config(**toys.DECODER),
+        image_token_id=toys.IMAGE_TOKEN,
+        visual_indicator_token_ids=[50, 51, 52, 53, 54],
+        vocab_size=64,
+        hidden_size=32,
+    )
+    model = Ovis2ForConditionalGeneration(config).eval()
+    with pytest.raises(CaptureError, match="of the largest logit at a prompt with an image"):
+        capture_model(model, source_of(model))
+
+
+def test_kinds_of_tokens_that_no_step_gives_are_refused() -> None:
+    model: Any = toys.make("llava_llama")
+    forward = model.forward
+
+    def reading(*args: Any, mm_token_type_ids: Any = None, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    model.forward = reading
+    with pytest.raises(CaptureError, match=r"reads kinds of tokens \(mm_token_type_ids\) beside their places"):
+        capture_model(model, source_of(model))
+
+
+def test_an_image_of_half_a_patch_is_refused() -> None:
+    model: Any = toys.make("qwen2_vl")
+    with pytest.raises(CaptureError, match=r"image size \(16, 20\): is no multiple of 8"):
+        capture_model(model, source_of(model), image=(16, 20))
+
+
+@pytest.mark.parametrize("family", ["gemma3", "qwen3_vl"])
+def test_the_structure_needs_no_weights(family: str, tmp_path: Path) -> None:
+    toys.make(family).save_pretrained(tmp_path)
+    found = capture(str(tmp_path), image=toys.IMAGE_SIZES.get(family), with_weights=False)
+    _, program = captured_toy(family)
+    assert found.generation == program.generation
+    for name, part in program.components.items():
+        assert component_text(found.components[name]) == component_text(part)
 
 
 def test_a_decoder_that_reads_an_encoder_is_refused() -> None:

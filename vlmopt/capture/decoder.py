@@ -102,10 +102,16 @@ def one_way_type(model: Any) -> int:
     """The type of tokens that see only what came before them, 0 or 1; tokens of the other see each other.
 
     Raises:
-        CaptureError: there is no such type, or both are.
+        CaptureError: there is no such type, both are, or the model does not say.
     """
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+    if not hasattr(model, "create_masks_for_generate"):
+        raise CaptureError(
+            type(model).__name__,
+            "reads types of tokens (token_type_ids) and does not say what each of them sees",
+            expected="a method create_masks_for_generate",
+        )
     with unset_fake_temporarily():
         found = [kind for kind in (0, 1) if not _sees_ahead(model, kind)]
     if len(found) != 1:

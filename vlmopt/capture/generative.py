@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from vlmopt.capture.plan import CapturePlan
 from vlmopt.capture.samples import longest_text, text_config
 from vlmopt.capture.towers import tower_of
 from vlmopt.capture.whole import compare_whole
-from vlmopt.capture.wrappers import TokenEmbedding, Wrapper
+from vlmopt.capture.wrappers import TokenEmbedding, Wrapper, image_method
 from vlmopt.core.errors import CaptureError
 from vlmopt.core.program import Assembly, Component, Dim, ModelSource, Program
 from vlmopt.graph.assembled import DECODER, EMBEDDING, VISION, positions
@@ -26,8 +28,10 @@ TYPICAL_SEQUENCE = 64  # tokens of a prompt without its images
 
 def is_generative(model: nn.Module) -> bool:
     """It writes text, and encoder of images, embedding and decoder can be called alone."""
-    names = ("get_image_features", "get_decoder", "get_input_embeddings", "get_output_embeddings", "can_generate")
-    return all(hasattr(model, name) for name in names) and bool(model.can_generate())  # type: ignore[operator]
+    names = ("get_decoder", "get_input_embeddings", "get_output_embeddings", "can_generate")
+    if image_method(model) is None or not all(hasattr(model, name) for name in names):
+        return False
+    return bool(model.can_generate())  # type: ignore[operator]
 
 
 def capture_generative(model: nn.Module, source: ModelSource, plan: CapturePlan) -> Program:
@@ -36,29 +40,45 @@ def capture_generative(model: nn.Module, source: ModelSource, plan: CapturePlan)
     Raises:
         CaptureError: a part cannot be captured, or the whole is more than its parts.
     """
-    _refuse_two_parts(model, source)
+    _refuse_unread(model, source)
     dims = _dims(plan)
     tokens = TokenEmbedding(model, n_deep(model))
     embedding = _component(EMBEDDING, tokens, {"input_ids": ("batch", "sequence")}, dims, plan)
     tower, pixels = tower_of(model, plan)
     vision = _component(VISION, tower, {"pixel_values": pixels}, dims, plan)
-    _, n_features, width = vision.outputs[0].shape
+    n_features, width = _features(vision)
     grid = merged_grid(plan.config, plan.image) if reads_patches(model) else None
-    decoder = _decoder(model, plan, dims, int(width))
+    decoder = _decoder(model, plan, dims, width)
     components = {part.name: part for part in (vision, embedding, decoder)}
-    generation = generation_of(model, source, image_tokens=int(n_features), image_grid=grid)
+    generation = generation_of(model, source, image_tokens=n_features, image_grid=grid)
     program = Program(Assembly.GENERATIVE, components, dims, source, generation=generation)
     if plan.with_weights:
         compare_whole(model, program, plan, tower)
     return program
 
 
-def _refuse_two_parts(model: nn.Module, source: ModelSource) -> None:
-    """A decoder that reads an encoder's states has a second cache, which no step here fills."""
-    if any(getattr(config, "is_encoder_decoder", False) for config in (model.config, text_config(model.config))):
+def _features(vision: Component) -> tuple[int, int]:
+    """Features of one image, and their width."""
+    shape = vision.outputs[0].shape
+    if len(shape) != 3 or not all(isinstance(size, int) for size in shape[1:]):
+        raise CaptureError(
+            vision.name, f"gives features of shape {shape}", expected="images, a number of features, width"
+        )
+    return int(shape[1]), int(shape[2])
+
+
+def _refuse_unread(model: nn.Module, source: ModelSource) -> None:
+    """What a model reads and no step here gives it would be silently left out, also where the whole is compared."""
+    found = ""
+    config: Any = model.config
+    if any(getattr(each, "is_encoder_decoder", False) for each in (config, text_config(config))):
+        found = "writes its answer from the states of an encoder"
+    elif "mm_token_type_ids" in inspect.signature(model.forward).parameters and not reads_patches(model):
+        found = "reads kinds of tokens (mm_token_type_ids) beside their places"
+    if found:
         raise CaptureError(
             source.path,
-            f"{source.architecture} writes its answer from the states of an encoder",
+            f"{source.architecture} {found}",
             expected="a decoder that reads features of images in its prompt",
         )
 
@@ -153,5 +173,6 @@ def _cache_entries(model: nn.Module, plan: CapturePlan, width: int) -> list[tupl
     }
     probe = Decoder(model, 0)
     sample = _sample(plan, {**named, **_beside(probe)}, sizes)
-    _, *present = run_eager(DECODER, probe, {**sample, "past": ()}, call=probe)
+    with plan.rewrite(model):  # without weights, eager would stop where it looks into the data
+        _, *present = run_eager(DECODER, probe, {**sample, "past": ()}, call=probe)
     return [(int(value.shape[1]), int(value.shape[3])) for value in present]

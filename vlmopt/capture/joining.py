@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from vlmopt.capture.decoder import one_way_type, reads_types
+from vlmopt.capture.export import run_eager
+from vlmopt.capture.wrappers import Wrapper
 from vlmopt.core.errors import CaptureError
 from vlmopt.core.program import Generation, ModelSource
 
@@ -55,7 +57,8 @@ def _first_position(model: Any) -> int:
     with unset_fake_temporarily():
         zero = torch.zeros(1, 1, dtype=torch.int64)
         step = {"attention_mask": zero + 1, "position_ids": zero, "use_cache": True, "is_first_iteration": True}
-        found = model.prepare_inputs_for_generation(zero, **step).get("position_ids")
+        prepare = model.prepare_inputs_for_generation
+        found = run_eager("a step", Wrapper(model), {"input_ids": zero, **step}, call=prepare).get("position_ids")
         return 0 if found is None else int(found.flatten()[0])
 
 

@@ -22,24 +22,32 @@ def patch_grid(config: Any, image: tuple[int, int]) -> tuple[int, int]:
     Raises:
         CaptureError: the size is no whole number of merged patches.
     """
-    vision = vision_config(config)
-    unit = int(vision.patch_size) * int(vision.spatial_merge_size)
-    if any(size % unit for size in image):
-        raise CaptureError(f"image size {image}", f"is no multiple of {unit}", expected="whole patches, merged")
-    return image[0] // int(vision.patch_size), image[1] // int(vision.patch_size)
+    patch, merge = _number(config, "patch_size"), _number(config, "spatial_merge_size")
+    if any(size % (patch * merge) for size in image):
+        raise CaptureError(
+            f"image size {image}", f"is no multiple of {patch * merge}", expected="whole patches, merged"
+        )
+    return image[0] // patch, image[1] // patch
 
 
 def merged_grid(config: Any, image: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of the features of an image."""
     rows, columns = patch_grid(config, image)
-    merge = int(vision_config(config).spatial_merge_size)
+    merge = _number(config, "spatial_merge_size")
     return rows // merge, columns // merge
 
 
 def patch_size(config: Any) -> int:
     """Numbers of one patch, over colours and frames."""
-    vision = vision_config(config)
-    return int(vision.in_channels) * int(vision.temporal_patch_size) * int(vision.patch_size) ** 2
+    n_values = _number(config, "in_channels") * _number(config, "temporal_patch_size")
+    return n_values * _number(config, "patch_size") ** 2
+
+
+def _number(config: Any, name: str) -> int:
+    found: Any = getattr(vision_config(config), name, None)
+    if not isinstance(found, int):
+        raise CaptureError(f"config.json vision_config {name}", f"is {found!r}", expected="a whole number")
+    return found
 
 
 def n_deep(model: nn.Module) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from vlmopt.capture.wrappers import VisionEncoder, Wrapper
 from vlmopt.core.errors import CaptureError
 from vlmopt.core.program import Generation, Program
 from vlmopt.graph.assembled import VISION, embedded, step
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 MARGIN = 10  # the whole model may depart from eager so many times further than one of its parts
 
@@ -39,14 +43,27 @@ def compare_whole(model: nn.Module, program: Program, plan: CapturePlan, vision:
 
 
 def _prompts(generation: Generation, plan: CapturePlan) -> tuple[Tensor, Tensor]:
+    """Words around an image, [2, N], and their mask. Tokens that the configuration names are among the words, for they
+    are what a model may treat apart.
+    """
     mark, n = generation.image_token, generation.image_tokens
     vocabulary = int(text_config(plan.config).vocab_size)
     words = torch.randint(0, vocabulary, (2, 7), generator=torch.Generator().manual_seed(0))
     words[words == mark] = mark - 1 if mark else 1
-    ids = torch.cat([words[:, :2], torch.full((2, n), mark), words[:, 2:]], 1).to(plan.device)
+    named = torch.tensor([_named_tokens(plan.config, vocabulary, mark)] * 2, dtype=words.dtype)
+    ids = torch.cat([words[:, :2], torch.full((2, n), mark), words[:, 2:4], named, words[:, 4:]], 1).to(plan.device)
     mask = torch.ones_like(ids)
     mask[1, 0] = 0
     return ids, mask
+
+
+def _named_tokens(config: PretrainedConfig, vocabulary: int, mark: int) -> list[int]:
+    """The tokens under names such as `vision_start_token_id`, but for those that stand for what is seen or heard."""
+    found: set[int] = set()
+    for name, value in config.to_dict().items():
+        if re.search(r"token_(id|index)(e?s)?$", name) and not re.search(r"video|audio", name):
+            found |= {each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int)}
+    return sorted(token for token in found if 0 <= token < vocabulary and token != mark)
 
 
 def _generated(model: Any, generation: Generation, ids: Tensor, mask: Tensor, images: dict[str, Tensor]) -> Any:

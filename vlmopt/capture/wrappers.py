@@ -69,6 +69,12 @@ class Fused(Wrapper):
         return (value,)
 
 
+def image_method(model: Any) -> Any:
+    """The model's method from pixels to features, which some have one level down; None where there is none."""
+    places: tuple[Any, ...] = (model, getattr(model, "model", None))
+    return next((place.get_image_features for place in places if hasattr(place, "get_image_features")), None)
+
+
 class VisionEncoder(Wrapper):
     """`pixel_values` [N, 3, H, W] -> `image_features` [N, T, D], as the decoder reads them."""
 
@@ -77,7 +83,7 @@ class VisionEncoder(Wrapper):
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
         with _WholeBatch():
-            features = _pooled(self.model.get_image_features(**self.images(pixel_values)))
+            features = _pooled(image_method(self.model)(**self.images(pixel_values)))
         (whole,) = features if isinstance(features, list | tuple) else (features,)
         return (whole,)
 

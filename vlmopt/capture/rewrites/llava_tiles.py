@@ -1,8 +1,8 @@
 """LLaVA-NeXT and LLaVA-OneVision for one image size.
 
 Before: each image has a whole view and tiles of its own number, which follow from its size, a number in a tensor.
-After: images [N, n, C, H, W] of one size, so tiles, padding and new lines are constants. The same, since the model's own
-code packs them: it works on each channel alone, and gets N images of D channels as one image of N * D.
+After: images [N, n, C, H, W] of one size, so tiles, padding and new lines are constants. The same, since the code of
+the model packs them: it works on each channel alone, and gets N images of D channels as one image of N * D.
 """
 
 from __future__ import annotations
