@@ -384,6 +384,8 @@ def write_task(folder: Path, kind: str, *, n: int = 60, name: str = "colour", se
         "zero-shot-image-classification": {"label": "colour"},
         "image-text-retrieval": {"text": "text"},
         "visual-question-answering": {"question": "question", "answer": "colour"},
+        "image-text-to-text": {"question": "question", "answer": "colour"},
+        "image-captioning": {"text": "text"},
     }[kind]
     columns = {"image": "file_name", "split": "split", **roles}
     specification = {"kind": kind, "name": name, "columns": columns, **fields}

@@ -10,7 +10,7 @@ from tests import toys
 from tests.capture.test_generative import captured_toy, prompts
 from vlmopt.graph.assembled import VISION
 from vlmopt.graph.branches import by_component, find_branches
-from vlmopt.graph.joined import MODEL, joined, separated
+from vlmopt.graph.joined import MODEL, joined
 from vlmopt.graph.replay import Replay, run_outputs
 from vlmopt.graph.skipping import skip
 from vlmopt.rewrite.pipeline import clone_program
@@ -88,7 +88,7 @@ def test_what_is_trained_in_the_joined_graph_comes_back_to_the_parts() -> None:
             assert weight.grad is not None
             assert weight.grad.abs().sum() > 0
             weight -= 0.1 * weight.grad
-    back = separated(program, frozen(student))
+    back = whole.separated(program, frozen(student))
     (found,) = run_outputs(joined(back).program.components[MODEL], feed)
     (wanted,) = run_outputs(student.components[MODEL], feed)
     (before,) = run_outputs(whole.program.components[MODEL], feed)

@@ -46,7 +46,7 @@ def build_manifest(
         files: every file whose change must be noticed; hashed here.
         prompts: the texts that stand for the labels, label by label, for an artifact that keeps its text encoder.
     """
-    similarity, generation = program.similarity, program.generation
+    similarity = program.similarity
     return Manifest(
         vlmopt=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -55,10 +55,10 @@ def build_manifest(
         metric=metric,
         labels=program.labels,
         similarity=None if similarity is None else SimilarityEntry(scale=similarity.scale, bias=similarity.bias),
-        generation=None if generation is None else GenerationEntry(**asdict(generation)),
+        generation=generation_entry(program),
         prompts=tuple(prompts),
-        dims={name: _dim(dim) for name, dim in program.dims.items()},
-        components={name: _component(part, emitted.get(name, {})) for name, part in program.components.items()},
+        dims={name: dim_entry(dim) for name, dim in program.dims.items()},
+        components={name: component_entry(part, emitted.get(name, {})) for name, part in program.components.items()},
         source=_source(program.source),
         versions=versions(),
         machine=_machine(),
@@ -83,8 +83,13 @@ def _machine() -> MachineEntry:
     return MachineEntry(cpu=processor_name(), cores=n_cores(), os=operating_system())
 
 
-def _dim(dim: Dim) -> DimEntry:
+def dim_entry(dim: Dim) -> DimEntry:
     return DimEntry(minimum=dim.minimum, maximum=dim.maximum, typical=dim.typical)
+
+
+def generation_entry(program: Program) -> GenerationEntry | None:
+    """How the components make one model that writes text; None where they make another."""
+    return None if program.generation is None else GenerationEntry(**asdict(program.generation))
 
 
 def _source(source: ModelSource) -> SourceEntry:
@@ -96,7 +101,7 @@ def _source(source: ModelSource) -> SourceEntry:
     )
 
 
-def _component(component: Component, files: Mapping[str, str]) -> ComponentEntry:
+def component_entry(component: Component, files: Mapping[str, str]) -> ComponentEntry:
     return ComponentEntry(
         files=dict(files),
         inputs=tuple(_tensor(spec) for spec in component.inputs),

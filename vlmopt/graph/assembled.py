@@ -156,3 +156,28 @@ def _generation(program: Program) -> Generation:
 def _run(component: Component, feed: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     found: tuple[Tensor, ...] = component.graph(*inputs_of(component, feed))
     return found
+
+
+def greedy(
+    program: Program,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    pixel_values: Tensor | None,
+    max_new_tokens: int,
+    stop_tokens: frozenset[int],
+) -> Tensor:
+    """The likeliest token after the other behind prompts padded on the left, [B, T]; -1 behind the end of an answer."""
+    stops = torch.tensor(sorted(stop_tokens | set(_generation(program).stop_tokens)), device=input_ids.device)
+    found: list[Tensor] = []
+    with torch.no_grad():
+        has_ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        logits, cache = step(program, embedded(program, input_ids, pixel_values), attention_mask, input_ids=input_ids)
+        while True:
+            token = logits[:, -1].argmax(-1)
+            found.append(torch.where(has_ended, -1, token))
+            has_ended |= torch.isin(token, stops)
+            if bool(has_ended.all()) or len(found) == max_new_tokens:
+                return torch.stack(found, 1)
+            input_ids = torch.cat([input_ids, token[:, None]], 1)
+            attention_mask = torch.cat([attention_mask, torch.ones_like(token[:, None])], 1)
+            logits, cache = step(program, embedded(program, token[:, None]), attention_mask, cache, input_ids=input_ids)

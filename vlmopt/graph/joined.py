@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, fx
@@ -39,6 +39,7 @@ class Joined:
 
     program: Program
     owners: Mapping[str, str]
+    paths: Mapping[tuple[str, str], str] = field(default_factory=dict)  # component and path in it -> path in `model`
 
     def own_site(self, site: str) -> str:
         """`component/name` as the program that was joined calls it."""
@@ -52,6 +53,16 @@ class Joined:
     def joined_sites(self, sites: Iterable[str]) -> frozenset[str]:
         return frozenset(map(self.joined_site, sites))
 
+    def separated(self, program: Program, trained: Program) -> Program:
+        """The program that was joined, with the modules and tensors that the trained joined program has for its own."""
+        if not self.owners:
+            return trained
+        source, components = trained.components[MODEL].graph, dict(program.components)
+        graphs = {name: clone_graph(part.graph) for name, part in components.items()}
+        for (name, path), place in self.paths.items():
+            set_at(graphs[name], path, get_at(source, place))
+        return program.with_components({name: replace(components[name], graph=graphs[name]) for name in components})
+
     def own_sites(self, sites: Iterable[str]) -> frozenset[str]:
         return frozenset(map(self.own_site, sites))
 
@@ -60,7 +71,8 @@ def joined(program: Program) -> Joined:
     """The program as tasks measure it; one that is not generative as it is."""
     if program.generation is None or MODEL in program.components:
         return Joined(program, {})
-    component = _Joining(program).component()
+    joining = _Joining(program)
+    component = joining.component()
     branches = {branch.name: branch for branch in find_branches(component.graph)}
     owners: dict[str, str] = {}
     for name, part in program.components.items():
@@ -68,21 +80,7 @@ def joined(program: Program) -> Joined:
             if branch.name not in branches or branch.name in owners:
                 raise AssertionError(f"{name}/{branch.name} has no counterpart of its own in the joined graph")
             owners[branch.name] = owners[branch.layer_name] = name
-    return Joined(program.with_components({MODEL: component}), owners)
-
-
-def separated(program: Program, joined_program: Program) -> Program:
-    """The parts with the leaf modules and tensors that the joined program has in their places, after a training."""
-    source = joined_program.components[MODEL].graph
-    components = {}
-    for name, part in program.components.items():
-        graph = clone_graph(part.graph)
-        for node in graph.graph.nodes:
-            if node.op in ("call_module", "get_attr") and has_path(source, str(node.target)):
-                found = get_at(source, str(node.target))
-                set_at(graph, str(node.target), found)
-        components[name] = Component(part.name, graph, part.inputs, part.outputs)
-    return program.with_components(components)
+    return Joined(program.with_components({MODEL: component}), owners, joining.paths)
 
 
 class _Joining:
@@ -93,6 +91,7 @@ class _Joining:
         self._program, self._generation = program, program.generation
         self._root = torch.nn.Module()
         self._graph = fx.Graph()
+        self.paths: dict[tuple[str, str], str] = {}
 
     def component(self) -> Component:
         tokens: tuple[int | str, ...] = ("batch", "sequence")
@@ -139,7 +138,8 @@ class _Joining:
                 continue
             mapping[node] = self._graph.node_copy(node, lambda n: mapping[n])
             if node.op in ("call_module", "get_attr"):
-                mapping[node].target = self._placed(get_at(source, str(node.target)), str(node.target))
+                path = str(node.target)
+                mapping[node].target = self.paths[name, path] = self._placed(get_at(source, path), path)
         return [mapping[node] for node in output_values(source)]
 
     def _placed(self, found: torch.nn.Module | Tensor, path: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -90,6 +90,25 @@ class Estimate:
     subsets: tuple[Evaluation, ...] = ()
     stability: Stability | None = None
     precision: str | None = None
+
+
+def renamed(estimate: Estimate, name: Callable[[str], str]) -> Estimate:
+    """The same with other names `component/name` of units."""
+
+    def unit(one: Unit) -> Unit:
+        component, _, own = name(one.site).partition("/")
+        return replace(one, component=component, name=own)
+
+    stability = estimate.stability
+    if stability is not None:
+        stability = replace(stability, ranks={name(site): ranks for site, ranks in stability.ranks.items()})
+    return replace(
+        estimate,
+        scores=tuple(replace(score, unit=unit(score.unit)) for score in estimate.scores),
+        interactions=tuple(replace(p, first=name(p.first), second=name(p.second)) for p in estimate.interactions),
+        subsets=tuple(replace(entry, skipped=frozenset(map(name, entry.skipped))) for entry in estimate.subsets),
+        stability=stability,
+    )
 
 
 # Hands back what an earlier, interrupted run computed under this key, or computes it and keeps it.

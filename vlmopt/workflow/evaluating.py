@@ -13,15 +13,14 @@ from torch import Tensor
 
 from vlmopt.core.errors import TaskError
 from vlmopt.core.manifest import MANIFEST, ComponentEntry, Manifest, read_manifest
-from vlmopt.core.program import Assembly, Component, Dim, ModelSource, Program, Similarity, TensorSpec
+from vlmopt.core.program import Assembly, Component, Dim, Generation, ModelSource, Program, Similarity, TensorSpec
 from vlmopt.core.progress import Progress, Silent
-from vlmopt.graph.replay import run_component
 from vlmopt.preprocess import Preprocessor
 from vlmopt.rundir import REPORT_JSON
 from vlmopt.tasks.binding import TaskSource, TaskWorkload
 from vlmopt.tasks.dataset import Task, load_task
-from vlmopt.verify.parity import OPENERS
 from vlmopt.verify.statistics import mean_interval
+from vlmopt.workflow.answering import ArtifactFiles, program_outputs
 from vlmopt.workflow.opening import open_model, open_task, with_fitted_head
 
 
@@ -48,10 +47,7 @@ def evaluate(
     fit = bound.source.workload(bound.program, "profile", limit=num_samples)
     program = with_fitted_head(bound.program, fit, seed=seed, progress=show)
     workload = bound.source.open_test(program)
-    outputs: dict[str, Tensor] = {}
-    for name, component in program.components.items():
-        feeds = workload.feeds[name]
-        outputs[name] = run_component(component, show.track(feeds, f"evaluating {name}", total=len(feeds)))
+    outputs = program_outputs(program, workload, what="the model", progress=show)
     return _result(target, workload, outputs, seed=seed)
 
 
@@ -79,13 +75,8 @@ def _run_artifact(
 ) -> tuple[TaskWorkload, dict[str, Tensor]]:
     """The test split, and the outputs of the artifact's files on it."""
     workload = TaskSource(task, Preprocessor.load(path)).open_test(_signature_of(manifest))
-    outputs: dict[str, Tensor] = {}
-    for name, entry in manifest.components.items():
-        kind, file = next(iter(entry.files.items()))
-        run, feeds = OPENERS[kind](path / file), workload.feeds[name]
-        tracked = progress.track(feeds, f"evaluating {name}", total=len(feeds))
-        outputs[name] = torch.cat([run(feed)[0] for feed in tracked])
-    return workload, outputs
+    artifact = ArtifactFiles(path, manifest.components, manifest.dims, manifest.generation)
+    return workload, artifact.outputs(workload, what="the artifact", progress=progress)
 
 
 def _recorded(path: Path) -> float | None:
@@ -109,6 +100,7 @@ def _signature_of(manifest: Manifest) -> Program:
         source,
         None if similarity is None else Similarity(similarity.scale, similarity.bias),
         labels=manifest.labels,
+        generation=None if manifest.generation is None else Generation(**manifest.generation.model_dump()),
     )
 
 

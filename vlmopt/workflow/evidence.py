@@ -6,19 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from vlmopt.core.errors import TaskError
-from vlmopt.core.program import Program
 from vlmopt.core.workload import Outputs, by_part
-from vlmopt.graph.replay import run_component
+from vlmopt.emit.manifest import component_entry, dim_entry, generation_entry
 from vlmopt.tasks.answers import Answer, Query, Slice
 from vlmopt.tasks.binding import TaskWorkload
 from vlmopt.tasks.pictures import picture_uri
 from vlmopt.verify.comparing import Change, GroupScores, changes, examples, group_drops
-from vlmopt.verify.parity import Gate, open_onnx
+from vlmopt.verify.parity import Gate
 from vlmopt.verify.statistics import mean_interval, paired_difference
+from vlmopt.workflow.answering import ArtifactFiles, program_outputs
 from vlmopt.workflow.run_state import RunState
 from vlmopt.workflow.timing import Files
 
@@ -55,7 +52,7 @@ def final_evaluation(state: RunState, files: Files) -> tuple[dict[str, Any], lis
     assert state.bound is not None
     source = state.bound.source
     before, after = source.open_test(state.original), source.open_test(state.optimized)
-    original = _program_outputs(state, state.original, before)
+    original = program_outputs(state.original, before, what="the original", progress=state.progress)
     optimized = _artifact_outputs(state, files, after)
     section = {
         **_metric(before, after, original, optimized, seed=state.recipe.seed),
@@ -73,27 +70,15 @@ def _parts(before: TaskWorkload, after: TaskWorkload, original: Outputs, optimiz
     ]
 
 
-def _program_outputs(state: RunState, program: Program, workload: TaskWorkload) -> dict[str, Tensor]:
-    outputs = {}
-    for name, component in program.components.items():
-        feeds = workload.feeds[name]
-        tracked = state.progress.track(feeds, f"evaluating the original {name}", total=len(feeds))
-        outputs[name] = run_component(component, tracked)
-    return outputs
-
-
-def _artifact_outputs(state: RunState, files: Files, workload: TaskWorkload) -> dict[str, Tensor]:
+def _artifact_outputs(state: RunState, files: Files, workload: TaskWorkload) -> Outputs:
     """Outputs of the emitted ONNX files in ONNX Runtime; of the program where ONNX was not asked for."""
-    outputs = {}
-    for name, component in state.optimized.components.items():
-        feeds = workload.feeds[name]
-        tracked = state.progress.track(feeds, f"evaluating the artifact's {name}", total=len(feeds))
-        if "onnx" not in files[name]:
-            outputs[name] = run_component(component, tracked)
-            continue
-        run = open_onnx(state.run.path(files[name]["onnx"]))
-        outputs[name] = torch.cat([run(feed)[0] for feed in tracked])
-    return outputs
+    program, what = state.optimized, "the artifact"
+    if any("onnx" not in formats for formats in files.values()):
+        return program_outputs(program, workload, what=what, progress=state.progress)
+    entries = {name: component_entry(part, {"onnx": files[name]["onnx"]}) for name, part in program.components.items()}
+    dims = {name: dim_entry(dim) for name, dim in program.dims.items()}
+    artifact = ArtifactFiles(state.run.partial, entries, dims, generation_entry(program))
+    return artifact.outputs(workload, what=what, progress=state.progress)
 
 
 def _metric(

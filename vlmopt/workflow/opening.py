@@ -15,6 +15,7 @@ from vlmopt.core.errors import VlmoptError
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Progress
 from vlmopt.core.workload import Workload
+from vlmopt.graph.joined import joined
 from vlmopt.graph.replay import run_component
 from vlmopt.preprocess import Preprocessor
 from vlmopt.tasks.binding import TaskSource, bind
@@ -79,7 +80,7 @@ class LazyOutputs(Mapping[str, Tensor]):
     """Outputs of a program's components on a workload, each computed when it is first asked for."""
 
     def __init__(self, program: Program, workload: Workload, *, progress: Progress) -> None:
-        self._program, self._workload, self._progress = program, workload, progress
+        self._program, self._workload, self._progress = joined(program).program, workload, progress
         self._known: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:

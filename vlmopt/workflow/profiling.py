@@ -24,6 +24,7 @@ from vlmopt.core.program import Program
 from vlmopt.core.progress import Progress, Silent
 from vlmopt.graph.branches import find_branches
 from vlmopt.graph.costing import component_cost, nodes_cost
+from vlmopt.graph.joined import joined
 from vlmopt.profiling.document import (
     Profile,
     ProfileCost,
@@ -36,7 +37,7 @@ from vlmopt.profiling.document import (
     ProfileStability,
     profile_as_dict,
 )
-from vlmopt.profiling.estimator import Checkpoint, Estimator, Score, Stability
+from vlmopt.profiling.estimator import Checkpoint, Estimator, Score, Stability, renamed
 from vlmopt.profiling.selection import make_estimator, scoring_of
 from vlmopt.recipe.schema import ProfileSettings
 from vlmopt.rundir import RunFile, atomic_write
@@ -148,7 +149,9 @@ def measure_profile(
     _refuse_one_answer(task, workload)
     start = time.perf_counter()
     with progress.stage("profile"):
-        estimate = estimator.estimate(program, workload, progress=progress, checkpoint=checkpoint, seed=seed)
+        whole = joined(program)
+        estimate = estimator.estimate(whole.program, workload, progress=progress, checkpoint=checkpoint, seed=seed)
+        estimate = renamed(estimate, whole.own_site)
     source = program.source
     return Profile(
         vlmopt=__version__,

@@ -19,7 +19,6 @@ from vlmopt.core.progress import Progress, Silent
 from vlmopt.core.workload import parts_of
 from vlmopt.graph.branches import find_branches
 from vlmopt.graph.regions import is_read_behind
-from vlmopt.graph.replay import run_component
 from vlmopt.planning.solving import Problem, Site, least_loss
 from vlmopt.profiling.document import Profile, diff_profiles, profile_as_dict, read_profile
 from vlmopt.recipe.loading import load_recipe
@@ -29,6 +28,7 @@ from vlmopt.rundir import RECIPE, REPORT_JSON
 from vlmopt.tasks.binding import TaskSource, TaskWorkload
 from vlmopt.tasks.dataset import Task, load_task
 from vlmopt.verify.statistics import paired_difference
+from vlmopt.workflow.answering import program_outputs
 from vlmopt.workflow.budgeting import folded_components
 from vlmopt.workflow.evaluating import artifact_scores
 from vlmopt.workflow.opening import OpenedModel, open_model, open_task, with_fitted_head
@@ -128,11 +128,7 @@ def _compared(
 ) -> dict[str, Any]:
     """Original and artifact on the new test items."""
     workload = source.open_test(original)
-    outputs = {}
-    for name, component in original.components.items():
-        feeds = workload.feeds[name]
-        tracked = show.track(feeds, f"evaluating the original {name}", total=len(feeds))
-        outputs[name] = run_component(component, tracked)
+    outputs = program_outputs(original, workload, what="the original", progress=show)
     before = workload.item_scores(outputs).numpy()
     after = artifact_scores(artifact.path, artifact.manifest, new, progress=show)
     part, rows = _worst_part(workload, before, after, limit)

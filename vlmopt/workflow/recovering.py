@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from vlmopt.core.errors import TuningError
 from vlmopt.core.program import Program
 from vlmopt.core.workload import by_part
 from vlmopt.graph.adapters import adapter_parameters
+from vlmopt.graph.joined import joined
 from vlmopt.graph.modules import ADAPTERS
 from vlmopt.recipe.schema import RecoverySettings
 from vlmopt.rewrite.pipeline import StepResult
@@ -37,6 +38,8 @@ def recovered(state: RunState, result: StepResult) -> Program:
     cut = frozenset(site.component for site in result.applied)
     if result.promise is not Promise.LOSSY or not cut or state.bound is None:
         return result.program
+    if result.program.generation is not None:
+        return result.program  # the last linear map gives the words of a language, which no single task can fit
     fit = state.bound.source.workload(result.program, "profile", limit=state.recipe.num_samples)
     reference = state.outputs_of(state.reference, fit)
     program, seed = result.program, state.recipe.seed
@@ -85,7 +88,9 @@ def tuned(state: RunState, program: Program) -> Program:
     store = FileStore(state.run.work(f"{TUNING_WORK}/{key}"))
     with state.stage("tuning"):
         teacher = teacher_of(state.reference, fit, progress=state.progress) if settings.distils else None
-        found = tune(program, wanted, fit, check, teacher, settings, progress=state.progress, store=store)
+        whole = joined(program)
+        found = tune(whole.program, wanted, fit, check, teacher, settings, progress=state.progress, store=store)
+        found = replace(found, program=whole.separated(program, found.program))
     state.tuned = found
     best = found.history[found.best]
     history = [asdict(epoch) for epoch in found.history]

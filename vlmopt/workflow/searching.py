@@ -11,6 +11,7 @@ from vlmopt.core.program import Program
 from vlmopt.core.progress import Progress
 from vlmopt.core.workload import Outputs
 from vlmopt.graph.branches import by_component
+from vlmopt.graph.joined import joined
 from vlmopt.planning.cuts import Candidate, Choice, saved_by
 from vlmopt.planning.interacting import site_interactions
 from vlmopt.planning.measuring import MeasuredPlanner
@@ -83,10 +84,12 @@ def measured_planner(
         return fit, check
 
     fit, check = splits(limit)
+    whole, before = joined(program), None if original is None else joined(original).program
+    candidates = [replace(one, branches=whole.joined_sites(one.branches)) for one in candidates]
 
     def made(fit: TaskWorkload, check: TaskWorkload, hidden: frozenset[str] | None) -> CutMeter:
         return CutMeter(
-            program,
+            whole.program,
             fit,
             check,
             reference(fit),
@@ -94,7 +97,7 @@ def measured_planner(
             seed=seed,
             kept_out=KEPT_OUT,
             hidden=hidden,
-            original=original,
+            original=before,
         )
 
     meter, screen = made(fit, check, None), None
@@ -117,7 +120,8 @@ def _searched(
     for _ in range(MAX_TIGHTENED + 1):
         choice = planner.choose(max_drop=max_drop, needs=needs, interactions=interactions)
         chosen = planner.branches(frozenset(choice.names))
-        found = really_takes(state, program, by_component(chosen), folded=folded) if needs else []
+        own = by_component(joined(program).own_sites(chosen))
+        found = really_takes(state, program, own, folded=folded) if needs else []
         missed = [one for one in found if not one.is_met_without_noise]
         if not missed:
             return replace(choice, notes=(*notes, *choice.notes)), max_drop

@@ -16,6 +16,7 @@ from torch import Tensor
 from vlmopt.core.errors import TaskError
 from vlmopt.core.program import Assembly, Program
 from vlmopt.core.workload import Outputs
+from vlmopt.graph.joined import MODEL as MODEL
 from vlmopt.prompting import Prompter
 from vlmopt.tasks.answers import Answer, Query, Slice, named_slices, question_slices
 from vlmopt.tasks.dataset import Task
@@ -27,7 +28,6 @@ from vlmopt.tasks.specification import QUESTION_PLACE, TaskKind
 from vlmopt.tasks.splits import Sample
 from vlmopt.tasks.taught_rows import Prompt, TaughtRows
 
-MODEL = "model"  # the component that reads prompt and answer together
 ANSWERS = "answers"  # generated token ids [n, T], int64, -1 behind the end of an answer
 MARGIN_TOKENS = 4  # how many tokens longer than any reference an answer may grow
 _ANOTHER = "another answer"

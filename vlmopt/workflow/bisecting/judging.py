@@ -11,17 +11,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Protocol
 
-from torch import Tensor
-
 from vlmopt.core.contract import Promise
 from vlmopt.core.errors import VlmoptError
 from vlmopt.core.program import Component, Program
 from vlmopt.core.workload import by_part
-from vlmopt.graph.replay import run_component
 from vlmopt.graph.text import component_text
 from vlmopt.rewrite.invariants import checksum
 from vlmopt.rundir import LOG, disk_errors
 from vlmopt.verify.bisection import Answer
+from vlmopt.workflow.answering import program_outputs
 from vlmopt.workflow.bisecting.findings import (
     CANNOT_SAY,
     GOOD,
@@ -128,11 +126,7 @@ class PromiseJudge:
         assert bound is not None
         limit = min(_VALIDATION_SAMPLES, recipe.num_samples or _VALIDATION_SAMPLES)
         workload = bound.source.workload(program, "validation", limit=limit)
-        outputs: dict[str, Tensor] = {}
-        for name, component in program.components.items():
-            feeds = workload.feeds[name]
-            tracked = self._state.progress.track(feeds, f"evaluating {name}", total=len(feeds))
-            outputs[name] = run_component(component, tracked)
+        outputs = program_outputs(program, workload, what="the program", progress=self._state.progress)
         return {part: float(own.mean()) for part, own in by_part(workload, workload.item_scores(outputs)).items()}
 
 
