@@ -27,7 +27,7 @@ from vlmopt.workflow.evidence import Evidence
 from vlmopt.workflow.opening import open_model, open_task, with_fitted_head
 from vlmopt.workflow.profiling import digest
 from vlmopt.workflow.publishing import emit_and_verify, keep_measurements, write_results
-from vlmopt.workflow.refusing import SITE_OPTIONS, refuse_early
+from vlmopt.workflow.refusing import SITE_OPTIONS, refuse_early, refuse_recovery
 from vlmopt.workflow.run_state import RunState
 from vlmopt.workflow.stepping import run_passes
 from vlmopt.workflow.watching.observing import Watch, prepare, start_watching
@@ -59,6 +59,7 @@ def optimize(
     opened = open_model(
         recipe.model, device=recipe.device, dtype=recipe.dtype, allow_pickle=recipe.allow_pickle, progress=show
     )
+    refuse_recovery(recipe, opened.program)
     bound = None if recipe.task is None else open_task(opened, recipe.task, seed=recipe.seed, progress=show)
     profile = None if bound is None else given_profile(recipe, bound)
     task = "" if bound is None else bound.task.fingerprint

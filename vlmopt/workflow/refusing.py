@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlmopt.core.errors import PlanError, RecipeError
+from vlmopt.core.program import Program
 from vlmopt.profiling.document import read_profile
 from vlmopt.recipe.schema import PassStep, Recipe
 
@@ -35,6 +36,24 @@ def refuse_early(recipe: Recipe) -> None:
         raise RecipeError("recovery", found, expected="dtype: float32", remedy="leave --dtype out, or --recover head")
     if recipe.profile.file is not None:
         read_profile(Path(recipe.profile.file))
+
+
+def refuse_recovery(recipe: Recipe, program: Program) -> None:
+    """Looks at what only the model tells.
+
+    Raises:
+        RecipeError: a recovery that the model has no head or no classes for.
+    """
+    recovery = recipe.recovery
+    if program.generation is None:
+        return
+    architecture, remedy = program.source.architecture, "--recover weights trains it on the task's own answers"
+    if recovery.level == "closed-form":
+        found = f"closed-form fits a head to the task, and {architecture}, which writes text, has none"
+        raise RecipeError("recovery", found, remedy=remedy)
+    if recovery.trains and (recovery.distillation > 0 or recovery.feature_distillation > 0):
+        found = f"distils classes or embeddings, and {architecture} writes text"
+        raise RecipeError("recovery", found, expected="distillation: 0", remedy=remedy)
 
 
 def _leaves_the_choice(step: PassStep) -> bool:

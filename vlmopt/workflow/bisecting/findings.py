@@ -14,7 +14,7 @@ from vlmopt.core.errors import ArtifactError, EmitError, VlmoptError
 from vlmopt.core.program import Component, Program
 from vlmopt.core.progress import Silent
 from vlmopt.core.workload import Feed
-from vlmopt.emit import DEFAULT_OPSET, SUFFIXES, emit_program
+from vlmopt.emit import DEFAULT_OPSET, emit_program
 from vlmopt.graph.replay import inputs_of, run_outputs
 from vlmopt.verify.bisection import Answer
 from vlmopt.verify.parity import check_file, check_step, two_shapes
@@ -104,9 +104,9 @@ def other_file(
     alone = program.with_components({component.name: component})
     cases = [(case, run_outputs(component, case)) for case in two_shapes(component, feed, program.dims)]
     try:
-        emit_program(alone, formats, folder, progress=Silent(), opset=opset)
+        files = emit_program(alone, formats, folder, progress=Silent(), opset=opset)
         for kind in formats:
-            file = component.name + SUFFIXES[kind]
+            file = files[component.name][kind]
             gate = check_file(file, folder / file, kind, cases, dtype=component.outputs[0].dtype)
             if not gate.passed:
                 text = f"{file} differs from the program by {gate.found:.3g} of the largest output"
