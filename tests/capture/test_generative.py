@@ -269,6 +269,16 @@ def test_kinds_of_tokens_that_no_step_gives_are_refused() -> None:
         capture_model(model, source_of(model))
 
 
+def test_windows_of_one_size_are_taken_as_a_batch() -> None:
+    def n_attentions(image: tuple[int, int]) -> int:
+        model: Any = toys.make("qwen2_5_vl")
+        graph = capture_model(model, source_of(model), image=image).components[VISION].graph
+        return sum("scaled_dot_product" in str(node.target) for node in graph.graph.nodes)
+
+    assert n_attentions((16, 32)) == 4  # two windows of 2 x 2 in each of three layers, and one layer over all
+    assert n_attentions((16, 24)) == 7
+
+
 def test_an_image_of_half_a_patch_is_refused() -> None:
     model: Any = toys.make("qwen2_vl")
     with pytest.raises(CaptureError, match=r"image size \(16, 20\): is no multiple of 8"):

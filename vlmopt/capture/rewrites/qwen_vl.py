@@ -127,8 +127,12 @@ def _attention(module: Any, hidden_states: Tensor, cu_seqlens: tuple[int, ...], 
         code.eager_attention_forward,
     )
     settings = {"attention_mask": None, "scaling": module.scaling, "dropout": 0.0, "is_causal": False}
-    split = [each.transpose(1, 2).split(cu_seqlens, dim=2) for each in (query, key, value)]
-    found = [attend(module, *window, **settings)[0] for window in zip(*split, strict=True)]
+    if len(set(cu_seqlens)) == 1:  # windows of one size are a batch
+        split = [[each.reshape(-1, cu_seqlens[0], *each.shape[2:])] for each in (query, key, value)]
+    else:
+        split = [each.split(cu_seqlens, dim=1) for each in (query, key, value)]
+    windows = ([each.transpose(1, 2) for each in window] for window in zip(*split, strict=True))
+    found = [attend(module, *window, **settings)[0] for window in windows]
     whole = found[0] if len(found) == 1 else torch.cat(found, 1)
     return module.proj(whole.reshape(n_images, n_patches, width))  # type: ignore[no-any-return]
 
