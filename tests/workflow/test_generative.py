@@ -74,6 +74,16 @@ def test_branches_of_tower_and_decoder_are_profiled_and_cut(artifact: Path) -> N
     }
 
 
+def test_what_a_token_costs_is_reported(artifact: Path) -> None:
+    result = report_of(artifact)["result"]
+    entries = {side: result["cost"][side]["kv_cache_bytes_per_token"] for side in ("original", "optimized")}
+    manifest = read_manifest(artifact)
+    assert manifest.generation is not None
+    of_a_layer = 2 * 2 * 8 * 4  # keys and values, heads, width of a head, bytes
+    assert entries == {"original": 3 * of_a_layer, "optimized": len(manifest.generation.cache_layers) * of_a_layer}
+    assert result["latency_ms"].keys() == {"vision_encoder", "embed_tokens", "decoder_model_merged", "next_token"}
+
+
 def test_the_artifact_answers(artifact: Path) -> None:
     for colour, value in toys.COLOURS.items():
         assert load(artifact, threads=1).generate(QUESTION, Image.new("RGB", (32, 32), value)).text == colour

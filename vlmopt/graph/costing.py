@@ -14,8 +14,8 @@ import torch
 from torch import fx, nn
 
 from vlmopt.core.cost import Cost
-from vlmopt.core.program import Component, Dim, Program
-from vlmopt.graph.modules import get_at
+from vlmopt.core.program import PRESENT, Component, Dim, Program
+from vlmopt.graph.modules import get_at, output_values
 from vlmopt.graph.sizes import Sizes, bytes_of, counting_sizes, shape_of
 
 aten = torch.ops.aten
@@ -55,8 +55,10 @@ def nodes_cost(
     """Cost of these nodes; `seen` holds the identities of tensors counted before, and is added to."""
     sizes = counting_sizes(component, dims)
     counted = set() if seen is None else seen
-    parameters = parameter_bytes = macs = activations = 0
+    parameters = parameter_bytes = macs = activations = kept = 0
+    kept_bytes = _kept_bytes(component)
     for node in nodes:
+        kept += kept_bytes.get(node, 0)
         for tensor in weights_of(component.graph, node):
             if id(tensor) not in counted:
                 counted.add(id(tensor))
@@ -65,7 +67,17 @@ def nodes_cost(
         macs += node_macs(component.graph, node, sizes)
         if node.op in ("call_module", "call_function") and node.target not in VIEWS:
             activations += bytes_of(node, sizes)
-    return Cost(parameters, parameter_bytes, macs, activations)
+    return Cost(parameters, parameter_bytes, macs, activations, kept)
+
+
+def _kept_bytes(component: Component) -> dict[fx.Node, int]:
+    """Bytes of one token in every value that the component returns for the next step."""
+    found: dict[fx.Node, int] = {}
+    for node, spec in zip(output_values(component.graph), component.outputs, strict=False):
+        if spec.name.startswith(PRESENT):
+            size = torch.empty((), dtype=getattr(torch, spec.dtype)).element_size()
+            found[node] = size * math.prod(size for size in spec.shape if isinstance(size, int))
+    return found
 
 
 def weights_of(module: fx.GraphModule, node: fx.Node) -> list[torch.Tensor]:

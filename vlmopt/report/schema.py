@@ -97,6 +97,7 @@ class CostSection(_Section):
     parameters_bytes: int = 0
     macs: int = 0
     activation_bytes: int = 0
+    kv_cache_bytes_per_token: int = 0
 
 
 class CostPair(_Section):

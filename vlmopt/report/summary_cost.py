@@ -50,6 +50,7 @@ def _changes_of_cost(report: Report) -> list[tuple[str, bool]]:
     for label, before_n, after_n, unit in (
         ("Computation for one sample", old.macs, new.macs, " multiply-accumulates"),
         ("Memory traffic of intermediate results", old.activation_bytes, new.activation_bytes, ""),
+        ("The cache of keys and values", old.kv_cache_bytes_per_token, new.kv_cache_bytes_per_token, " bytes a token"),
     ):
         words, shown = factor_words(before_n, after_n), count if unit else byte_size
         if words not in ("unchanged", ""):

@@ -67,6 +67,7 @@ def _cost_rows(original: CostSection, optimized: CostSection) -> list[tuple[str,
         ("parameters (B)", "parameters_bytes"),
         ("MACs for one sample", "macs"),
         ("activations (B)", "activation_bytes"),
+        ("KV cache of a token (B)", "kv_cache_bytes_per_token"),
     ):
         before, after = getattr(original, field), getattr(optimized, field)
         if before or after:

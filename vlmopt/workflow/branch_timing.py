@@ -22,6 +22,7 @@ from vlmopt.graph.costing import component_cost, nodes_cost
 from vlmopt.graph.regions import is_read_behind
 from vlmopt.profiling.document import Profile, ProfiledTotal
 from vlmopt.workflow.cutting import cut_program
+from vlmopt.workflow.samples import single
 from vlmopt.workflow.timing import time_sessions
 
 # Differences are small, so the graphs take turns often: whatever else the machine does then slows all of them alike.
@@ -77,7 +78,7 @@ def _time_component(
             place.mkdir()
             files = emit_program(cut_program(alone, {name: skipped}), ("onnx",), place, progress=progress, opset=opset)
             paths[variant] = place / files[name]["onnx"]
-        one = {key: value[:1].cpu().numpy() for key, value in feed.items()}
+        one = {key: value.numpy() for key, value in single(program.components[name], feed).items()}
         # One thread: threads that wait for each other make a small graph as slow as the busiest core, and times to be
         # added up must not be. The whole with all threads then says how long an artifact really takes.
         table = time_sessions(paths, one, progress=progress, runs=runs, rounds=ROUNDS, threads=1)

@@ -26,6 +26,7 @@ from vlmopt.verify.parity import Gate
 from vlmopt.workflow.cutting import cut_program
 from vlmopt.workflow.evidence import Evidence
 from vlmopt.workflow.run_state import RunState, adapter_steps
+from vlmopt.workflow.samples import single
 from vlmopt.workflow.timing import graphs_bytes, time_sessions
 
 LATENCY_NOISE = 0.05  # medians of one graph differ by so much from run to run on a machine that does other work too
@@ -167,7 +168,8 @@ def _latency(
     feeds = state.sample_feeds(state.original)
     totals = {"cut": 0.0, "original": 0.0}
     for component in files["original"]:
-        one = {key: value[:1].cpu().numpy() for key, value in feeds[component].items()}
+        first = single(state.original.components[component], feeds[component])
+        one = {key: value.numpy() for key, value in first.items()}
         made = [name for name in ("cut", "original") if component in files[name]]
         paths = {name: folders[name] / files[name][component]["onnx"] for name in made}
         table = time_sessions(paths, one, progress=state.progress, runs=_RUNS, rounds=_ROUNDS, threads=threads)

@@ -40,6 +40,15 @@ def sample_shapes(program: Program, fit: TaskWorkload | None, *, seed: int) -> d
     return {name: two_shapes(component, feeds[name], program.dims) for name, component in parts}
 
 
+def single(component: Component, feed: Feed) -> Feed:
+    """The first sample of a batch, on the CPU; the batch need not be the first axis."""
+    found: dict[str, Tensor] = {}
+    for spec in component.inputs:
+        axis = next((i for i, size in enumerate(spec.shape) if size in ("batch", "images")), 0)
+        found[spec.name] = feed[spec.name].narrow(axis, 0, 1).cpu().contiguous()
+    return found
+
+
 def random_feed(component: Component, program: Program, *, seed: int) -> Feed:
     """Seeded inputs of the component's shapes: normal pixels, small token ids, a full mask."""
     generator = torch.Generator().manual_seed(seed)
@@ -65,7 +74,7 @@ def _generative(program: Program, batch: int, *, seed: int) -> dict[str, list[Fe
     others, other_pixels = _prompts(program, 2, seed=seed + 1)
     others = torch.cat([others[:, :1], others], 1)
     mask = torch.ones_like(others)
-    mask[0, 0] = 0
+    mask[1, 0] = 0
     with torch.no_grad():
         embeds = embedded(program, prompt, pixels)
         _, cache = step(program, embedded(program, others, other_pixels), mask, input_ids=others)

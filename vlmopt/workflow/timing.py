@@ -10,10 +10,13 @@ from typing import Any
 
 from vlmopt.core.budgets import Quantity
 from vlmopt.core.progress import Progress
+from vlmopt.graph.assembled import DECODER
 from vlmopt.runtime.latency import Latency, LatencyTable, measure_latency
 from vlmopt.runtime.session import open_session
 from vlmopt.workflow.run_state import RunState
+from vlmopt.workflow.samples import sample_shapes, single
 
+NEXT_TOKEN = "next_token"  # the decoder again, on one token behind a prompt of the sample's length
 Files = Mapping[str, Mapping[str, str]]  # component -> format -> file name
 
 
@@ -30,18 +33,21 @@ class Timings:
 def time_components(state: RunState, files: Files, originals: Files, *, original_folder: Path) -> Timings:
     """Batch 1 in ONNX Runtime, original and optimized taking turns; a component that is gone has no second number."""
     feeds = state.sample_feeds(state.original)
+    calls = [(name, name, feeds[name]) for name in originals]
+    if state.original.generation is not None:
+        calls.append((NEXT_TOKEN, DECODER, sample_shapes(state.original, None, seed=state.recipe.seed)[DECODER][1]))
     rows: dict[str, Any] = {}
     threads: list[int] = []
     quietest = {"original": 0.0, "optimized": 0.0}
-    for name in originals:
-        one = {key: value[:1].cpu().numpy() for key, value in feeds[name].items()}
+    for title, name, feed in calls:
+        one = {key: value.numpy() for key, value in single(state.original.components[name], feed).items()}
         paths = {"original": original_folder / originals[name]["onnx"]}
         if name in files and "onnx" in files[name]:
             paths["optimized"] = state.run.path(files[name]["onnx"])
         measured = time_sessions(paths, one, progress=state.progress)
         optimized = measured.get("optimized")
         ratio = None if optimized is None else measured.ratio("original", "optimized").value
-        rows[name] = {
+        rows[title] = {
             "original": _milliseconds(measured["original"]),
             "optimized": None if optimized is None else _milliseconds(optimized),
             "ratio": ratio,

@@ -102,7 +102,8 @@ def other_file(
 ) -> Finding | None:
     """A file of the component that cannot be written, or computes something else in its own runtime."""
     alone = program.with_components({component.name: component})
-    cases = [(case, run_outputs(component, case)) for case in two_shapes(component, feed, program.dims)]
+    shapes = [feed] if program.generation is not None else two_shapes(component, feed, program.dims)
+    cases = [(case, run_outputs(component, case)) for case in shapes]
     try:
         files = emit_program(alone, formats, folder, progress=Silent(), opset=opset)
         for kind in formats:
