@@ -66,6 +66,36 @@ def test_a_processor_that_keeps_the_aspect_ratio_gets_squares_with_nothing_maske
     assert arrays["pixel_mask"].min() == 1
 
 
+@pytest.mark.parametrize(
+    ("bounds", "edge"),
+    [((16, 400), 16), ((16, 10**9), 448), ((20**2, 30**2), 24), ((500**2, 10**9), 504)],
+)
+def test_pictures_of_any_shape_make_one_number_of_patches(bounds: tuple[int, int], edge: int, tmp_path: Path) -> None:
+    pixels = dict(zip(("shortest_edge", "longest_edge"), bounds, strict=True))
+    stated = {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 4, "merge_size": 2, "size": pixels}
+    found = Preprocessor.load(folder_of(tmp_path, processor={**stated, **PLAIN}))
+    assert found.image_size == (edge, edge)
+    if edge < 448:
+        made = found.images([halves(), halves(10, 30)])
+        assert made["image_grid_thw"].tolist() == [[1, edge // 4, edge // 4]] * 2
+
+
+def test_pictures_are_not_cut_into_tiles_of_a_number_that_depends_on_their_shape(tmp_path: Path) -> None:
+    sizes = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 16}}
+    found = Preprocessor.load(
+        folder_of(tmp_path, processor={"image_processor_type": "Idefics3ImageProcessor", **sizes, **PLAIN})
+    )
+    assert found.image_size == (16, 16)
+    made = found.images([halves(), halves(10, 30)])
+    assert made["pixel_values"].shape == (2, 1, 3, 16, 16)
+    assert made["pixel_attention_mask"].all()
+    tiled = {"image_processor_type": "LlavaNextImageProcessor", "size": {"shortest_edge": 8}, "crop_size": 8}
+    grid = {"image_grid_pinpoints": [[8, 16], [16, 8], [16, 16]]}
+    found = Preprocessor.load(folder_of(tmp_path, processor={**tiled, **grid, **PLAIN}))
+    assert found.image_size == (8, 8)
+    assert len({found.images([halves(*shape)])["pixel_values"].shape for shape in ((20, 10), (10, 30), (9, 9))}) == 1
+
+
 def test_a_nested_processor_configuration_is_read(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "m")
     nested = {"processor_class": "CLIPProcessor", "image_processor": PROCESSORS["clip"]}

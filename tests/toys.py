@@ -329,7 +329,7 @@ def write_model(family: str, folder: Path, *, seed: int = 0) -> Path:
     model = make(family, seed=seed)
     model.save_pretrained(folder)
     if family in GENERATIVE:
-        _write_prompt_files(folder)
+        _write_prompt_files(family, folder)
         return folder
     words = [*SPECIAL, *COLOURS, "none", "a", "photo", "of", "square", "what", "colour", "is", "it", "?"]
     BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
@@ -342,10 +342,10 @@ def write_model(family: str, folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def _write_prompt_files(folder: Path) -> None:
+def _write_prompt_files(family: str, folder: Path) -> None:
     """A tokenizer of whole words that knows the image's placeholder, a chat template, and an image processor."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     words = [*SPECIAL, *COLOURS, "none", "a", "photo", "of", "square", "what", "colour", "is", "it", "?", "USER", "BOT"]
     words += [f"w{i}" for i in range(len(words), IMAGE_TOKEN)]
@@ -359,8 +359,20 @@ def _write_prompt_files(folder: Path) -> None:
         "{{ '<image> ' if part['type'] == 'image' else part['text'] + ' ' }}{% endfor %}{% endfor %}BOT "
     )
     made.save_pretrained(folder)
+    _image_processor(family).save_pretrained(folder)
+
+
+def _image_processor(family: str) -> Any:
+    """As the family has it: one size, patches of any number, or tiles."""
+    from transformers import CLIPImageProcessorPil, Idefics3ImageProcessorPil, Qwen2VLImageProcessorPil
+
+    if family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
+        pixels = {"shortest_edge": 64, "longest_edge": 300}
+        return Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, size=pixels)
+    if family in ("smolvlm", "idefics3"):
+        return Idefics3ImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
     size = {"height": 32, "width": 32}
-    CLIPImageProcessorPil(size=size, crop_size=size).save_pretrained(folder)
+    return CLIPImageProcessorPil(size=size, crop_size=size)
 
 
 def write_task(folder: Path, kind: str, *, n: int = 60, name: str = "colour", seed: int = 0, **fields: Any) -> Path:

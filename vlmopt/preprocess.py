@@ -40,6 +40,7 @@ VOCABULARIES = (
 UNLIMITED = 1_000_000  # tokenizers without a limit state a huge number
 PADDED_TO_MAXIMUM = frozenset({"siglip", "siglip2"})  # trained on texts of one length, and without a mask
 POSITIONS_AFTER_PADDING = frozenset({"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"})
+USUAL_EDGE = 448  # of a picture, for a processor that takes any
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
@@ -85,13 +86,13 @@ class Preprocessor:
         """(height, width) of every image after preprocessing; None when the folder holds no image processor."""
         if not self.has_images:
             return None
+        edge = self._edge_of_square
+        if edge is not None:
+            return edge, edge
         processor = self._image_processor
         crop = getattr(processor, "crop_size", None) if getattr(processor, "do_center_crop", False) else None
         size = _sizes(crop or processor.size)
-        if "height" in size and "width" in size:
-            return size["height"], size["width"]
-        edge = self._edge_of_square
-        return None if edge is None else (edge, edge)
+        return (size["height"], size["width"]) if "height" in size and "width" in size else None
 
     def warm_up(self) -> None:
         """Builds what the folder holds of a processor, which the first call would otherwise do."""
@@ -116,7 +117,9 @@ class Preprocessor:
         edge = self._edge_of_square
         if edge is not None:
             pictures = [picture.resize((edge, edge), Image.Resampling.BICUBIC) for picture in pictures]
-        made = self._image_processor(images=pictures, return_tensors="np", input_data_format="channels_last")
+        # one that may cut a picture into tiles takes a list for the pictures of one text
+        grouped = [[one] for one in pictures] if hasattr(self._image_processor, "do_image_splitting") else pictures
+        made = self._image_processor(images=grouped, return_tensors="np", input_data_format="channels_last")
         return {name: np.ascontiguousarray(array) for name, array in made.items()}
 
     def texts(self, texts: Sequence[str], length: int | None = None) -> Arrays:
@@ -164,10 +167,20 @@ class Preprocessor:
 
     @property
     def _edge_of_square(self) -> int | None:
-        """The edge that pictures are brought to where the processor would let their size depend on their shape."""
-        if not self.has_images or getattr(self._image_processor, "do_center_crop", False):
+        """The edge that pictures are brought to where the processor would let their size, or the number of tiles or
+        patches, depend on their shape."""
+        if not self.has_images:
             return None
-        size = _sizes(self._image_processor.size)
+        processor = self._image_processor
+        size = _sizes(processor.size)
+        if hasattr(processor, "merge_size"):  # its sizes are numbers of pixels
+            return _edge_of_patches(processor.patch_size * processor.merge_size, size)
+        if hasattr(processor, "do_image_splitting"):
+            return _sizes(processor.max_image_size).get("longest_edge")
+        if getattr(processor, "image_grid_pinpoints", None):
+            return size.get("height") or size.get("shortest_edge")
+        if getattr(processor, "do_center_crop", False):
+            return None
         if "shortest_edge" not in size:
             return None
         divisor = int(getattr(self._image_processor, "size_divisor", None) or 1)
@@ -181,7 +194,10 @@ class Preprocessor:
             )
         from transformers import AutoImageProcessor
 
-        return self._built("image processor", AutoImageProcessor, backend="pil")
+        made = self._built("image processor", AutoImageProcessor, backend="pil")
+        if hasattr(made, "do_image_splitting"):
+            made.do_image_splitting = False  # a compiled graph has one number of tiles
+        return made
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -292,6 +308,15 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     elif picture.mode == "F" and top <= 1:
         values = values * 255
     return Image.fromarray(np.clip(values.round(), 0, 255).astype(np.uint8))
+
+
+def _edge_of_patches(unit: int, pixels: Mapping[str, int]) -> int:
+    """The edge of a square picture of whole merged patches, near the usual one and within the processor's bounds."""
+    least, most = pixels.get("shortest_edge", 0), pixels.get("longest_edge", USUAL_EDGE**2)
+    edge = max(unit, min(USUAL_EDGE, math.isqrt(most)) // unit * unit)
+    while edge * edge < least:
+        edge += unit
+    return edge
 
 
 def _sizes(size: Any) -> dict[str, int]:

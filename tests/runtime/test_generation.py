@@ -62,11 +62,20 @@ def eager_tokens(family: str, model: Model, request: Request) -> list[int]:
     ids = torch.tensor([prompter.encode(request.prompt, len(request.images))])
     pixels = model.preprocessor.images(list(request.images)) if request.images else {}
     given = {name: torch.from_numpy(value) for name, value in pixels.items()}
+    # what its own processor says beside them
+    is_image = (ids == generation.image_token).long()
+    if "image_grid_thw" in given:
+        given["mm_token_type_ids"] = is_image
+    if generation.token_types is not None:
+        text, image, _ = generation.token_types
+        given["token_type_ids"] = torch.where(is_image == 1, image, text)
     with torch.no_grad():
         found = toys.make(family).generate(  # type: ignore[operator]
             input_ids=ids, attention_mask=torch.ones_like(ids), **given, max_new_tokens=N_NEW, do_sample=False
         )
-    return [int(token) for token in found[0, ids.shape[1] :]]
+    tokens = [int(token) for token in found[0, ids.shape[1] :]]
+    ends = [place for place, token in enumerate(tokens) if token in prompter.end_tokens]
+    return tokens[: ends[0] + 1] if ends else tokens  # toys name no end of their own
 
 
 @pytest.mark.parametrize("colours", [("red",), ("red", "blue"), ()])
@@ -78,6 +87,23 @@ def test_answers_are_those_of_the_original_token_by_token(folder: Path, colours:
     assert len(answer.token_ids) == N_NEW  # else the whole answer was one token that ends it
     assert answer.timing.n_later == N_NEW - 1
     assert answer.timing.first_token_s > 0
+
+
+@pytest.mark.parametrize(
+    ("family", "n_images"),
+    [
+        ("qwen2_vl", 1),
+        ("smolvlm", 2),
+        pytest.param("internvl", 2, marks=pytest.mark.slow),
+        pytest.param("gemma3", 2, marks=pytest.mark.slow),
+        pytest.param("paligemma", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_other_families_answer_as_their_originals(workshop: Workshop, family: str, n_images: int) -> None:
+    model = load(compiled(workshop, family, []), threads=1)
+    request = Request(QUESTION, [picture("red"), picture("blue").resize((91, 17))][:n_images])
+    (answer,) = answered(model.answering([request], max_new_tokens=N_NEW))
+    assert list(answer.token_ids) == eager_tokens(family, model, request)
 
 
 def test_prompts_side_by_side_are_answered_as_alone(folder: Path) -> None:
