@@ -93,11 +93,11 @@ def test_names_and_folder_are_those_that_runtimes_expect(emitted: Emitted) -> No
         value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in (*graph.input, *graph.output)
     }
-    assert shapes["attention_mask"] == ["batch", "total"]
+    assert shapes["attention_mask"] == ["batch_size", "total"]
     heads = next(spec.shape[1] for spec in emitted.program.components[DECODER].inputs if spec.name.endswith("key"))
-    assert shapes["past_key_values.0.key"] == ["batch", heads, "past", 8]
-    assert shapes["present.2.value"] == ["batch", heads, "total", 8]
-    assert shapes["logits"] == ["batch", "sequence", 64]
+    assert shapes["past_key_values.0.key"] == ["batch_size", heads, "past", 8]
+    assert shapes["present.2.value"] == ["batch_size", heads, "total", 8]
+    assert shapes["logits"] == ["batch_size", "sequence", 64]
 
 
 def test_a_weight_that_two_graphs_read_is_written_once(emitted: Emitted) -> None:

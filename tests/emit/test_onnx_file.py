@@ -83,7 +83,7 @@ def test_names_dims_ir_and_opset_are_what_was_asked_for(component: Component, wr
         value.name: tuple(size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim)
         for value in (*model.graph.input, *model.graph.output)
     }
-    assert found == {spec.name: spec.shape for spec in (*component.inputs, *component.outputs)}
+    assert found == {spec.name: spec.shape_in_files for spec in (*component.inputs, *component.outputs)}
 
 
 def test_an_image_encoder_holds_no_shape_arithmetic_but_for_its_class_token(written: Files) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 PAST, PRESENT = "past_key_values_", "present_"  # inputs and outputs of a decoder that hold its cache
 _CACHE = re.compile(r"^(past_key_values|present)_(\d+)_(key|value)$")
+_DIMS_IN_FILES = {"batch": "batch_size"}
 
 
 class Assembly(Enum):
@@ -37,6 +38,12 @@ class TensorSpec:
     def name_in_files(self) -> str:
         """The name that runtimes know: those of a cache have dots there (`past_key_values.0.key`)."""
         return _CACHE.sub(r"\1.\2.\3", self.name)
+
+    @property
+    def shape_in_files(self) -> tuple[int | str, ...]:
+        """The shape with the names that runtimes know: transformers.js makes an empty cache of `batch_size` rows, and of
+        none where a graph calls that size anything else."""
+        return tuple(size if isinstance(size, int) else _DIMS_IN_FILES.get(size, size) for size in self.shape)
 
 
 @dataclass(frozen=True)

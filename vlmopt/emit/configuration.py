@@ -8,28 +8,69 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlmopt.core.program import Program
+from vlmopt.core.program import Generation, Program
 from vlmopt.rundir import write_json
 
-CONFIGURATION = "config.json"
+CONFIGURATION, GENERATION = "config.json", "generation_config.json"
+IMAGE_PROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+JAVASCRIPT = "transformers.js_config"  # where transformers.js looks in config.json
 
 
 def copy_processor(files: Sequence[Path], program: Program, folder: Path) -> None:
-    """Copies the files; in config.json the decoder gets as many layers as its cache has entries.
+    """Copies the files to `folder`, where the graphs lie; those of a generative program are fitted to its graphs.
 
-    Runtimes make the empty cache from that number (transformers.js, onnxruntime-genai), so it follows the graphs.
+    Other runtimes read there how large the empty cache is, which files hold the graphs, which tokens end an answer, and
+    how images are prepared.
     """
     for source in files:
-        target = folder / source.name
-        if source.name == CONFIGURATION and program.generation is not None and program.generation.cache_layers:
-            content = json.loads(source.read_text(encoding="utf-8"))
-            write_json(target, _with_layers(content, len(program.generation.cache_layers)))
-        else:
-            shutil.copyfile(source, target)
+        shutil.copyfile(source, folder / source.name)
+    if program.generation is not None:
+        _fit(folder, program.generation)
 
 
-def _with_layers(content: dict[str, Any], n_layers: int) -> dict[str, Any]:
+def _fit(folder: Path, generation: Generation) -> None:
+    configuration = _read(folder / CONFIGURATION)
+    if configuration:
+        fitted = _with_layers(configuration, generation.cache_layers)
+        write_json(folder / CONFIGURATION, {**fitted, JAVASCRIPT: _javascript(folder)})
+    ends = _read(folder / GENERATION)
+    if generation.stop_tokens and ends.get("eos_token_id") is None:
+        write_json(folder / GENERATION, {**ends, "eos_token_id": list(generation.stop_tokens)})
+    processor = _read(folder / PROCESSOR)
+    if processor:
+        write_json(folder / PROCESSOR, processor := _without_dropped_token(processor))
+    if "image_processor" in processor and not (folder / IMAGE_PROCESSOR).exists():
+        named = {key: value for key, value in processor.items() if key == "processor_class"}
+        write_json(folder / IMAGE_PROCESSOR, {**processor["image_processor"], **named})
+
+
+def _with_layers(content: dict[str, Any], layers: Sequence[int]) -> dict[str, Any]:
+    """The decoder's configuration with as many layers as its cache has entries; what is stated for each layer follows."""
+    if not layers:
+        return content
     text = content.get("text_config")
     if isinstance(text, dict):
-        return {**content, "text_config": {**text, "num_hidden_layers": n_layers}}
-    return {**content, "num_hidden_layers": n_layers}
+        return {**content, "text_config": _with_layers(text, layers)}
+    kinds = content.get("layer_types")
+    kept = {"layer_types": [kinds[layer] for layer in layers]} if isinstance(kinds, list) else {}
+    return {**content, "num_hidden_layers": len(layers), **kept}
+
+
+def _without_dropped_token(processor: dict[str, Any]) -> dict[str, Any]:
+    """The same number of places for an image, said otherwise: transformers counts a class token and takes it off again,
+    transformers.js only counts it."""
+    n_more = processor.get("num_additional_image_tokens")
+    if not n_more or processor.get("vision_feature_select_strategy") != "default":
+        return processor
+    return {**processor, "num_additional_image_tokens": n_more - 1, "vision_feature_select_strategy": "full"}
+
+
+def _javascript(folder: Path) -> dict[str, Any]:
+    """What transformers.js must know of the ONNX files: none has a suffix for its type, which browsers look for unless
+    told, and those with weights beside them, which browsers do not find by themselves."""
+    external = {path.name.removesuffix("_data"): 1 for path in sorted(folder.rglob("*.onnx_data"))}
+    return {"dtype": "fp32", **({"use_external_data_format": external} if external else {})}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -105,8 +105,9 @@ def _translate(component: Component, exported: torch.export.ExportedProgram, ops
 def _require_dims(place: str, values: Sequence[ir.Value], specs: Sequence[TensorSpec]) -> None:
     for value, spec in zip(values, specs, strict=True):
         found = tuple(size if isinstance(size, int) else str(size.value) for size in value.shape or ())
-        if found != spec.shape:
-            raise EmitError(f"{place}: input {spec.name}", f"became {found} in ONNX", expected=str(spec.shape))
+        wanted = spec.shape_in_files
+        if found != wanted:
+            raise EmitError(f"{place}: input {spec.name}", f"became {found} in ONNX", expected=str(wanted))
 
 
 def _write(

@@ -52,13 +52,13 @@ def _may_fold(node: ir.Node) -> bool | None:
 
 
 def name_dims(model: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec] = ()) -> None:
-    """Calls every symbolic dimension what the specs call it."""
+    """Calls every symbolic dimension what runtimes call it."""
     names: dict[str, str] = {}
     for value, spec in (
         *zip(model.graph.outputs, outputs, strict=False),
         *zip(model.graph.inputs, inputs, strict=True),
     ):
-        for found, wanted in zip(value.shape or (), spec.shape, strict=True):
+        for found, wanted in zip(value.shape or (), spec.shape_in_files, strict=True):
             if isinstance(found, ir.SymbolicDim) and isinstance(wanted, str):
                 names[str(found.value)] = wanted
     for value in _values(model):
