@@ -310,10 +310,15 @@ FAMILIES: dict[str, Callable[[], torch.nn.Module]] = {
 
 
 def make(family: str, *, seed: int = 0) -> torch.nn.Module:
-    """A toy of this family in evaluation mode, its random weights scaled up so that branches do something."""
+    """A toy of this family in evaluation mode."""
+    return with_random_weights((FAMILIES | GENERATIVE)[family], seed=seed)
+
+
+def with_random_weights(build: Callable[[], torch.nn.Module], *, seed: int = 0) -> torch.nn.Module:
+    """What is built, in evaluation mode, its random weights scaled up so that branches do something."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = (FAMILIES | GENERATIVE)[family]()
+        model = build()
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
                 parameter.data.normal_(0.0, 0.15)

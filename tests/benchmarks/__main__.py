@@ -8,19 +8,26 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.benchmarks import contract, frame, pcetl, picture, readme, towers
+from tests.benchmarks import contract, frame, generative, generative_tables, pcetl, picture, readme, towers
 
 RESULTS = Path(__file__).parent / "results"
-BENCHMARKS = {"frame": frame.parts, "contract": contract.parts, "pcetl": pcetl.parts}
+Parts = Callable[[], Mapping[str, Callable[[], Mapping[str, float | str]]]]
+BENCHMARKS: dict[str, Parts] = {
+    "frame": frame.parts,
+    "contract": contract.parts,
+    "pcetl": pcetl.parts,
+    "generative": generative.parts,
+}
 README_TABLES = {
     "frame": readme.before_after,
     "pcetl": partial(readme.under_budgets, budgets=(*towers.BUDGETS, *itertools.chain(*towers.MORE_BUDGETS.values()))),
+    "generative": generative_tables.for_readme,
 }
 PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "numpy")
 
@@ -35,8 +42,9 @@ def main() -> int:
     for name in arguments.names or list(BENCHMARKS):
         result = measure(name, only=arguments.only)
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        (RESULTS / f"{name}.md").write_text(as_table(result), encoding="utf-8")
-        print(as_table(result))
+        table = generative_tables.as_table(result) if name == "generative" else as_table(result)
+        (RESULTS / f"{name}.md").write_text(table, encoding="utf-8")
+        print(table)
         if name == "pcetl":
             draw_pictures(result)
         if name in README_TABLES:
@@ -56,19 +64,28 @@ def draw_pictures(result: Mapping[str, object]) -> None:
 
 
 def measure(name: str, *, only: str | None = None) -> dict[str, object]:
-    """The figures with everything that is needed to read them: machine, versions, and when each part was measured."""
+    """The figures with everything that is needed to read them: machine, versions, and when each part was measured.
+
+    What a part says in words goes to `notes`.
+    """
     figures: dict[str, float] = {}
+    notes: dict[str, str] = {}
     measured: dict[str, str] = {}
     path = RESULTS / f"{name}.json"
     if only is not None and path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
-        figures, measured = before["figures"], before["measured"]
+        figures, notes, measured = before["figures"], before.get("notes", {}), before["measured"]
     for part, run in BENCHMARKS[name]().items():
         if only in (None, part):
-            figures |= run()
+            for key, value in run().items():
+                if isinstance(value, str):
+                    notes[key] = value
+                else:
+                    figures[key] = value
             measured[part] = f"{datetime.now(UTC).isoformat(timespec='minutes')}, {cpu_name()}, {os.cpu_count()} cores"
     return {
         "figures": figures,
+        **({"notes": notes} if notes else {}),
         "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "system": platform.system()},
         "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
         "date": datetime.now(UTC).date().isoformat(),

@@ -23,6 +23,9 @@ from vlmopt.graph.stored import read_program, write_program
 from vlmopt.graph.text import component_text
 
 N_NEW = 8
+QUICK = ("llava_llama", "llava_tied", "gemma3", "qwen2_5_vl")  # plain, tied, typed tokens with windows, a grid
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in toys.GENERATIVE if name not in QUICK]
+FAMILIES = (*QUICK, *SLOW)
 
 
 @cache
@@ -35,7 +38,7 @@ def source_of(model: Any) -> ModelSource:
     return ModelSource("toy", str(model.config.model_type), type(model).__name__, "")
 
 
-@pytest.fixture(scope="module", params=list(toys.GENERATIVE))
+@pytest.fixture(scope="module", params=FAMILIES)
 def toy(request: pytest.FixtureRequest) -> tuple[Any, Program]:
     return captured_toy(request.param)
 

@@ -13,8 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests import toys
-from tests.capture.test_generative import captured_toy, prompts
+from tests.capture.test_generative import FAMILIES, captured_toy, prompts
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Silent
 from vlmopt.emit import emit_program
@@ -46,7 +45,7 @@ class Emitted:
         return [torch.from_numpy(value) for value in found]
 
 
-@pytest.fixture(scope="module", params=[*toys.GENERATIVE])
+@pytest.fixture(scope="module", params=FAMILIES)
 def emitted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Emitted:
     _, program = captured_toy(request.param)
     folder = tmp_path_factory.mktemp("emitted")

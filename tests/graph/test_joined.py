@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests import toys
-from tests.capture.test_generative import captured_toy, prompts
+from tests.capture.test_generative import FAMILIES, captured_toy, prompts
 from vlmopt.graph.assembled import VISION
 from vlmopt.graph.branches import by_component, find_branches
 from vlmopt.graph.joined import MODEL, joined
@@ -16,7 +15,6 @@ from vlmopt.graph.skipping import skip
 from vlmopt.rewrite.pipeline import clone_program
 
 N_ANSWER = 3
-ONE_IMAGE = [family for family in toys.GENERATIVE if family not in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")]
 
 
 def taught(family: str) -> dict[str, Tensor]:
@@ -46,7 +44,7 @@ def test_scores_of_the_answer_are_those_of_the_model(family: str) -> None:
     assert not scores[:, :-N_ANSWER].any()
 
 
-@pytest.mark.parametrize("family", toys.GENERATIVE)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_branches_keep_their_names_and_their_owners(family: str) -> None:
     _, program = captured_toy(family)
     whole = joined(program)
