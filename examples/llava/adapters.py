@@ -61,10 +61,10 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
 
 
-def save_trained(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Write the tensors in bfloat16; the file appears whole or not at all."""
+def save_trained(tensors: Mapping[str, Tensor], file: Path, *, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write the tensors in this number format; the file appears whole or not at all."""
     partial = file.with_suffix(".partial")
-    save_file({name: value.to(torch.bfloat16).contiguous() for name, value in tensors.items()}, partial)
+    save_file({name: value.to(dtype).contiguous() for name, value in tensors.items()}, partial)
     partial.rename(file)
 
 

