@@ -178,15 +178,6 @@ def fuyu() -> torch.nn.Module:
     return FuyuForCausalLM(FuyuConfig(**sizes, text_config=PersimmonConfig(**text), image_token_id=IMAGE_TOKEN))
 
 
-def chameleon() -> torch.nn.Module:
-    from transformers import ChameleonConfig, ChameleonForConditionalGeneration
-
-    drawing = {"embed_dim": 8, "num_embeddings": 16, "base_channels": 32, "latent_channels": 8, "resolution": 16}
-    drawing |= {"channel_multiplier": [1, 1], "num_res_blocks": 1}
-    words = {"<image>": IMAGE_TOKEN} | {f"IMGIMG{letter}Z": 40 + i for i, letter in enumerate("ABCDEFGHIJKLMNOP")}
-    return ChameleonForConditionalGeneration(ChameleonConfig(**DECODER, vq_config=drawing, vocabulary_map=words))
-
-
 def cohere2_vision() -> torch.nn.Module:
     from transformers import (
         Cohere2Config,
@@ -266,7 +257,6 @@ FURTHER: dict[str, Callable[[], torch.nn.Module]] = {
     "llama4": llama4,
     "aria": aria,
     "fuyu": fuyu,
-    "chameleon": chameleon,
     "kosmos2": kosmos2,
     "ovis2": ovis2,
     "instructblip": instructblip,
@@ -283,7 +273,6 @@ IMAGE_SIZES: dict[str, tuple[int, int]] = {  # height and width, where the confi
     **toys.IMAGE_SIZES,
     "lfm2_vl": (32, 32),
     "glm4v": (16, 24),
-    "chameleon": (16, 16),
     "florence2": (32, 32),
     "pix2struct": (32, 32),
 }
