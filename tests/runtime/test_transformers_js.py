@@ -1,4 +1,4 @@
-"""An artifact in transformers.js under Node, from its folder: the answers are those of our own runtime, token by token."""
+"""An artifact in transformers.js under Node, from its folder: its answers are those of our runtime, token by token."""
 
 from __future__ import annotations
 
