@@ -1,4 +1,4 @@
-"""An artifact in transformers.js under Node, from its folder: the answers are those of our own runtime, token by token."""
+"""An artifact in transformers.js under Node, from its folder: its answers are those of our runtime, token by token."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests import toys
 from tests.conftest import Workshop
 from tests.runtime.test_generation import ATTENTION, QUESTION, compiled, picture
 from vlmopt.prompting import Prompter
@@ -98,11 +97,11 @@ def test_answers_in_node_are_ours_token_by_token(
 
 
 def test_images_prepared_in_node_are_ours(packages: Path, workshop: Workshop, tmp_path: Path) -> None:
-    """Of one colour, since the two resize by other filters."""
+    """Of the model's size, since the two resize by other filters."""
     artifact = compiled(workshop, "llava_llama", [])
     model = load(artifact, threads=1)
-    file = tmp_path / "red.png"
-    Image.new("RGB", (40, 30), toys.COLOURS["red"]).save(file)
+    file = tmp_path / "noise.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file)
     ids = prompt_of(model, ("red",), tmp_path)["ids"]
     (found,) = answered_in_node(packages, artifact, [{"ids": ids, "image": str(file)}], tmp_path)
     ours = model.preprocessor.images([file])["pixel_values"]

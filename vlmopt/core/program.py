@@ -41,8 +41,8 @@ class TensorSpec:
 
     @property
     def shape_in_files(self) -> tuple[int | str, ...]:
-        """The shape with the names that runtimes know: transformers.js makes an empty cache of `batch_size` rows, and of
-        none where a graph calls that size anything else."""
+        """The shape with the names that runtimes know: transformers.js makes an empty cache of `batch_size` rows, and
+        of none where a graph calls that size anything else."""
         return tuple(size if isinstance(size, int) else _DIMS_IN_FILES.get(size, size) for size in self.shape)
 
 

@@ -45,7 +45,7 @@ def _fit(folder: Path, generation: Generation) -> None:
 
 
 def _with_layers(content: dict[str, Any], layers: Sequence[int]) -> dict[str, Any]:
-    """The decoder's configuration with as many layers as its cache has entries; what is stated for each layer follows."""
+    """The decoder's configuration with as many layers as its cache has entries; what is stated per layer follows."""
     if not layers:
         return content
     text = content.get("text_config")

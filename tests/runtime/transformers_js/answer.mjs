@@ -1,7 +1,7 @@
 // Answers prompts with an artifact in transformers.js. Usage: node answer.mjs REQUEST.json; prints the answers as JSON.
 import { readFile } from "node:fs/promises";
 import { createRequire } from "node:module";
-import { basename, dirname, join } from "node:path";
+import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 
 const request = JSON.parse(await readFile(process.argv[2], "utf8"));
@@ -11,8 +11,7 @@ const { AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, RawImage, Ten
 );
 env.allowRemoteModels = false;
 env.useFSCache = false;
-env.localModelPath = dirname(request.folder);
-const name = basename(request.folder);
+const name = request.folder; // a whole path is read as it is, spaces included
 const model = await AutoModelForImageTextToText.from_pretrained(name);
 const tokenizer = await AutoTokenizer.from_pretrained(name);
 
