@@ -32,6 +32,8 @@ _CODE = ("adapters.py", "assembly.py", "language.py")
 
 def prepare(cache: Path, *, trained: Path = TRAINED) -> list[Path]:
     """Bring the model and the tasks up to date; returns their folders."""
+    if not trained.is_file():
+        print(f"{trained.name} is not there: the projector is untrained, run train.py", file=sys.stderr, flush=True)
     return [prepare_model(cache / "llava" / "model", trained=trained), *prepare_tasks(cache)]
 
 
@@ -45,8 +47,6 @@ def prepare_model(target: Path, *, trained: Path) -> Path:
     """The model's folder, with the tensors of the file `trained`, or untrained where there is no such file."""
     (backbone,) = fetch([BACKBONE])
     convert_language()
-    if not trained.is_file():
-        print(f"{trained.name} is not there: the projector is untrained, run train.py", file=sys.stderr, flush=True)
     publish(
         target,
         lambda folder: _write(folder, backbone, trained),

@@ -33,6 +33,8 @@ from lessons import Course, Lesson, batches, load_course
 from prepare import TRAINED, prepare_model, prepare_tasks, untrained
 from torch import Tensor
 
+from vlmopt.core.errors import VlmoptError
+
 LOG = Path(__file__).with_name("train_log.txt")
 N_LOGGED = 20
 _NO_LABEL = -100
@@ -245,7 +247,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     try:
         return _run(options)
-    except (FetchError, ValueError) as error:
+    except (FetchError, ValueError, VlmoptError) as error:
         print(f"train: {error}", file=sys.stderr)
         return UNREACHABLE if isinstance(error, UnreachableError) else 1
 
@@ -270,6 +272,7 @@ def _run(options: argparse.Namespace) -> int:
         log(f"torch {torch.__version__}, {options.threads} threads, {device}, {frozen}; lessons: {counts}")
         log(f"{trainer.settings}")
         log(f"alignment without the language model: {100 * trainer.align():.0f} % right")
+    log(f"from step {trainer.progress.step} to {options.steps}")
     limit = options.time_limit or float("inf")
     is_done = train(trainer, checkpoint, time_limit_s=limit, save_every_s=options.save_every, log=log)
     if not is_done:
