@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.capture.test_generative import FAMILIES, captured_toy, prompts
-from vlmopt.graph.assembled import VISION
+from vlmopt.graph.assembled import DECODER, EMBEDDING, VISION
 from vlmopt.graph.branches import by_component, find_branches
 from vlmopt.graph.joined import MODEL, joined
 from vlmopt.graph.replay import Replay, run_outputs
@@ -96,6 +96,22 @@ def test_what_is_trained_in_the_joined_graph_comes_back_to_the_parts() -> None:
     assert {key for key, value in changed.items() if not torch.equal(value, old[key])} == {
         key for key in old if "multi_modal_projector" in key
     }
+
+
+def test_a_tied_embedding_stays_one_weight_when_it_is_trained() -> None:
+    from vlmopt.tuning.trainable import frozen, trainable_copy
+
+    _, program = captured_toy("llava_tied")
+    whole = joined(program)
+    student, weights = trainable_copy(whole.program, lambda key: True)
+    with torch.no_grad():
+        for weight in weights.values():
+            weight += 0.01
+    back = whole.separated(program, frozen(student))
+    (embedding,) = back.components[EMBEDDING].graph.parameters()
+    assert any(weight is embedding for weight in back.components[DECODER].graph.parameters())
+    (before,) = program.components[EMBEDDING].graph.parameters()
+    assert torch.equal(embedding, before + 0.01)
 
 
 def feed_in_order(component: object, feed: dict[str, Tensor]) -> list[Tensor]:

@@ -60,7 +60,8 @@ class Joined:
         source, components = trained.components[MODEL].graph, dict(program.components)
         graphs = {name: clone_graph(part.graph) for name, part in components.items()}
         for (name, path), place in self.paths.items():
-            set_at(graphs[name], path, get_at(source, place))
+            if has_path(source, place):  # else nothing that the task sees reads it, and it was not trained
+                set_at(graphs[name], path, get_at(source, place))
         return program.with_components({name: replace(components[name], graph=graphs[name]) for name in components})
 
     def own_sites(self, sites: Iterable[str]) -> frozenset[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx, nn
@@ -19,9 +19,9 @@ def trainable_copy(program: Program, wanted: Wanted) -> tuple[Program, dict[str,
     """The program with weights of its own where `wanted` says so, and these weights by `component/path`.
 
     All other tensors stay shared and take no gradient. Weights that are one tensor in two places stay one, under the
-    name of the first.
+    name of the first, be it in two leaves (a tied embedding).
     """
-    copies: dict[int, nn.Module | nn.Parameter] = {}
+    copies = _Copies()
     components = dict(program.components)
     trained: dict[str, nn.Parameter] = {}
     for name, component in program.components.items():
@@ -68,26 +68,40 @@ def _weights(found: nn.Module | torch.Tensor, key: str) -> dict[str, nn.Paramete
     return {key: found} if isinstance(found, nn.Parameter) else {}
 
 
-def _own(
-    found: nn.Module | torch.Tensor, key: str, wanted: Wanted, copies: dict[int, nn.Module | nn.Parameter]
-) -> nn.Module | torch.Tensor:
+@dataclass(frozen=True)
+class _Copies:
+    """What was copied, by the identity of what it was made from."""
+
+    leaves: dict[int, nn.Module | nn.Parameter] = field(default_factory=dict)
+    weights: dict[int, nn.Parameter] = field(default_factory=dict)
+
+
+def _own(found: nn.Module | torch.Tensor, key: str, wanted: Wanted, copies: _Copies) -> nn.Module | torch.Tensor:
     """The leaf or parameter as it is to be called: every place that shared the one shares the other.
 
     What trains is copied; what does not keeps its storage, and takes no gradient even where it did before.
     """
     weights = _weights(found, key)
     names = {name for name, weight in weights.items() if weight.is_floating_point() and wanted(name)}
-    if not names and not any(weight.requires_grad for weight in weights.values()):
+    is_shared = any(id(weight) in copies.weights for weight in weights.values())
+    if not names and not is_shared and not any(weight.requires_grad for weight in weights.values()):
         return found
-    if id(found) not in copies:
-        copies[id(found)] = _copied(found, key, names)
-    return copies[id(found)]
+    if id(found) not in copies.leaves:
+        copies.leaves[id(found)] = _copied(found, key, names, copies.weights)
+    return copies.leaves[id(found)]
 
 
-def _copied(found: nn.Module | torch.Tensor, key: str, names: set[str]) -> nn.Module | nn.Parameter:
+def _copied(
+    found: nn.Module | torch.Tensor, key: str, names: set[str], known: dict[int, nn.Parameter]
+) -> nn.Module | nn.Parameter:
     def copied(name: str, weight: torch.Tensor) -> nn.Parameter:
+        if id(weight) in known:
+            return known[id(weight)]
         value = weight.detach()
-        return nn.Parameter(value.clone() if name in names else value, requires_grad=name in names)
+        made = nn.Parameter(value.clone() if name in names else value, requires_grad=name in names)
+        if name in names:
+            known[id(weight)] = made
+        return made
 
     if isinstance(found, torch.Tensor):
         return copied(key, found)
