@@ -122,7 +122,7 @@ def test_a_command_that_succeeds_exits_with_zero(plant: Plant) -> None:
         (["profile", "-m", "x", "-t", "y"], "Missing option '-o' / '--output'"),
         (["profile", "diff", "x"], "Missing argument 'B'"),
         (["eval", "x"], "Missing option '-t' / '--task'"),
-        (["run", "x"], "Missing option '--image' or '--text'"),
+        (["run", "x"], "Missing option '--image', '--text' or '--prompt'"),
         (["run", "x", "--text", "y", "--threads", "0"], "--threads"),
         (["passes", "show"], "Missing argument 'NAME|FILE'"),
         (["passes", "new"], "Missing argument 'NAME'"),

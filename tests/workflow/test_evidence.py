@@ -301,7 +301,7 @@ class Vanishing(Silent):
         self.folder = folder
 
     def track(self, items: Iterable[T], what: str, *, total: int | None = None) -> Iterator[T]:
-        if what.startswith("evaluating the artifact's"):
+        if what.startswith("evaluating the artifact"):
             shutil.rmtree(self.folder)
         return iter(items)
 

@@ -51,9 +51,8 @@ def command(
     """Run an artifact on images and texts.
 
     \b
-    Examples:
-      vlmopt run out --image cat.png --text "a cat" --text "a dog"
-      vlmopt run out --image cat.png --prompt "What is this?"
+    Examples: vlmopt run out --image cat.png --text "a cat" --text "a dog"
+              vlmopt run out --image cat.png --prompt "What is this?"
 
     A classifier ranks its labels for every image, a question answerer its answers for every image and question, and a
     dual encoder compares every image with every text. A generative model writes an answer to every prompt about all
