@@ -56,6 +56,8 @@ def prompt_of(model: Model, colours: tuple[str, ...], folder: Path) -> dict[str,
     prompt: dict[str, Any] = {"ids": list(prompter.encode(QUESTION, len(colours)))}
     if colours:
         pixels = model.preprocessor.images([picture(colour) for colour in colours])["pixel_values"]
+        sizes = model.manifest.components["vision_encoder"].inputs[0].shape[1:]
+        pixels = pixels.reshape(-1, *map(int, sizes))  # the caller takes off the axis that some processors put in front
         file = folder / f"{'-'.join(colours)}.float32"
         file.write_bytes(pixels.astype(np.float32).tobytes())
         prompt["pixels"] = {"file": str(file), "shape": list(pixels.shape)}
