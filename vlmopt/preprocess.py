@@ -65,7 +65,7 @@ class Preprocessor:
         place = Path(folder)
         if not place.is_dir():
             raise ModelError(str(place), "is no folder", expected="a Hugging Face model folder")
-        return cls(place, text_length, _read_json(place / "config.json"))
+        return cls(place, text_length, read_json(place / "config.json"))
 
     @property
     def has_text(self) -> bool:
@@ -159,7 +159,7 @@ class Preprocessor:
     @cached_property
     def _image_configuration(self) -> Mapping[str, Any]:
         for name in reversed(IMAGE_FILES):
-            found = _read_json(self.folder / name)
+            found = read_json(self.folder / name)
             found = found.get("image_processor", {}) if name == "processor_config.json" else found
             if found:
                 return found
@@ -233,7 +233,7 @@ class Preprocessor:
             ModelError: it cannot be built.
         """
         files = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
-        stated = [_read_json(self.folder / name) for name in files]
+        stated = [read_json(self.folder / name) for name in files]
         named = next((found["processor_class"] for found in stated if found.get("processor_class")), None)
         if named is None or not self.has_images:
             return None
@@ -327,7 +327,12 @@ def _sizes(size: Any) -> dict[str, int]:
     return {str(key): int(value) for key, value in stated.items() if value is not None}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; empty where there is no such file.
+
+    Raises:
+        ModelError: it is no JSON object.
+    """
     if not path.is_file():
         return {}
     try:

@@ -5,7 +5,6 @@ The tokenizer and the processor are those of transformers and are built on first
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,7 @@ from jinja2 import TemplateError
 from PIL import Image
 
 from vlmopt.core.errors import ModelError, TaskError
-from vlmopt.preprocess import Preprocessor
+from vlmopt.preprocess import Preprocessor, read_json
 
 TEMPLATE_FAILURES = (TemplateError, TypeError, ValueError, AttributeError, LookupError)
 _SPACE_OF_SENTENCEPIECE = "▁"
@@ -87,7 +86,7 @@ class Prompter:
         the tokenizer's."""
         configuration = self.preprocessor.configuration
         stated = (
-            self._json("generation_config.json").get("eos_token_id"),
+            read_json(self.preprocessor.folder / "generation_config.json").get("eos_token_id"),
             configuration.get("eos_token_id"),
             (configuration.get("text_config") or {}).get("eos_token_id"),
             self.preprocessor.tokenizer.eos_token_id,
@@ -134,7 +133,7 @@ class Prompter:
     @cached_property
     def _template(self) -> str | None:
         """The chat template; one of an own file counts before the tokenizer's."""
-        stated = self._json("chat_template.json").get("chat_template")
+        stated = read_json(self.preprocessor.folder / "chat_template.json").get("chat_template")
         if isinstance(stated, str) and not (self.preprocessor.folder / "chat_template.jinja").is_file():
             return stated
         if self.preprocessor.tokenizer.chat_template is None:
@@ -217,13 +216,3 @@ class Prompter:
             if ends := [token for token in behind if token in self.end_tokens]:
                 return ends[0]
         return usual
-
-    def _json(self, name: str) -> dict[str, Any]:
-        path = self.preprocessor.folder / name
-        if not path.is_file():
-            return {}
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as problem:
-            raise ModelError(str(path), f"cannot be read as JSON ({problem})") from problem
-        return content if isinstance(content, dict) else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,18 @@ def test_a_recovery_that_it_has_no_head_for_is_refused_at_once(
         "closed-form fits a head to the task, and LlavaForConditionalGeneration, which writes text, has none" in shown
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_an_artifact_without_onnx_says_that_it_cannot_answer(
+    artifact: Path, task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(artifact, tmp_path / "copy"))
+    content = json.loads((copy / "manifest.json").read_text())
+    for entry_ in content["components"].values():
+        entry_["files"] = {"pt2": "gone.pt2"}
+    (copy / "manifest.json").write_text(json.dumps(content))
+    assert entry.run(["eval", "-q", str(copy), "-t", str(task)]) == 1
+    assert "as pt2 only, and answers are written by ONNX Runtime; emit it with --emit onnx" in capsys.readouterr().err
 
 
 def test_a_faulty_site_is_found(model: Path, task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

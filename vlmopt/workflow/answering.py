@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vlmopt.core.errors import ArtifactError
 from vlmopt.core.manifest import ComponentEntry, DimEntry, GenerationEntry
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Progress
@@ -65,6 +66,9 @@ class ArtifactFiles:
     def _session(self, name: str) -> Session:
         if name not in self._sessions:
             entry = self._components[name]
+            if "onnx" not in entry.files:
+                found = f"holds {name} as {', '.join(entry.files)} only, and answers are written by ONNX Runtime"
+                raise ArtifactError(str(self._folder), found, remedy="emit it with --emit onnx")
             opened = open_session(self._folder / entry.files["onnx"])
             self._sessions[name] = Session(name, entry, self._dims, opened)
         return self._sessions[name]
