@@ -5,7 +5,7 @@ The tokenizer and the processor are those of transformers and are built on first
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
@@ -86,7 +86,7 @@ class Prompter:
         the tokenizer's."""
         configuration = self.preprocessor.configuration
         stated = (
-            read_json(self.preprocessor.folder / "generation_config.json").get("eos_token_id"),
+            self._generation_configuration.get("eos_token_id"),
             configuration.get("eos_token_id"),
             (configuration.get("text_config") or {}).get("eos_token_id"),
             self.preprocessor.tokenizer.eos_token_id,
@@ -96,6 +96,15 @@ class Prompter:
             expected = "eos_token_id in generation_config.json or config.json"
             raise ModelError(self._place, "names no token that ends an answer", expected=expected)
         return tuple(map(int, first)) if isinstance(first, list) else (int(first),)
+
+    @property
+    def repetition_penalty(self) -> float:
+        """By how much the logits of tokens that were read shrink, as the generation configuration states it."""
+        return float(self._generation_configuration.get("repetition_penalty") or 1.0)
+
+    @cached_property
+    def _generation_configuration(self) -> Mapping[str, Any]:
+        return read_json(self.preprocessor.folder / "generation_config.json")
 
     @cached_property
     def pad_token(self) -> int:

@@ -127,3 +127,14 @@ def test_a_program_of_one_pass_stays_as_it_is() -> None:
     whole = joined(program)
     assert whole.program is program
     assert whole.joined_sites(["model/a"]) == whole.own_sites(["model/a"]) == {"model/a"}
+
+
+@pytest.mark.parametrize("family", ["llava_llama", "llava_tied", "gemma3"])
+def test_the_head_reads_nothing_but_what_answers_are_read_from(family: str) -> None:
+    _, program = captured_toy(family)
+    whole, feed = joined(program).program.components[MODEL], taught(family)
+    rows = list[int]()
+    head = whole.graph.get_submodule([str(n.target) for n in whole.graph.graph.nodes if n.op == "call_module"][-1])
+    with head.register_forward_hook(lambda _, __, out: rows.append(out[..., 0].numel())):
+        run_outputs(whole, feed)
+    assert rows == [2 * N_ANSWER]

@@ -145,6 +145,35 @@ def test_what_is_drawn_depends_on_the_seed_alone(folder: Path) -> None:
     assert drawn(1, top_k=1) == drawn(2, top_p=1e-6) == greedy
 
 
+def test_tokens_that_were_read_are_penalized_as_transformers_does() -> None:
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    logits = np.random.default_rng(0).normal(size=(2, 9)).astype(np.float32)
+    read = np.array([[0, 3, 3, 8], [1, 1, 2, 7]])
+    favoured = np.array([[row.argmax(), -1] for row in logits])[:, :1]
+    for tokens in (read, favoured):
+        wanted = RepetitionPenaltyLogitsProcessor(1.7)(torch.from_numpy(tokens), torch.from_numpy(logits.copy()))
+        found = Sampling(repetition_penalty=1.7).choose(logits, list(tokens))
+        assert found.tolist() == wanted.argmax(-1).tolist()
+    assert (Sampling(repetition_penalty=9.0).choose(logits, list(favoured)) != favoured[:, 0]).any()
+
+
+def test_the_penalty_of_the_model_s_configuration_is_obeyed(folder: Path, tmp_path: Path) -> None:
+    own = load(folder, threads=1).generate(QUESTION, picture("red"), max_new_tokens=N_NEW)
+    penalized = load(folder, threads=1).generate(
+        QUESTION, picture("red"), max_new_tokens=N_NEW, repetition_penalty=50.0
+    )
+    assert len(set(penalized.token_ids)) == len(penalized.token_ids)
+    assert penalized.token_ids != own.token_ids
+    changed = tmp_path / "changed"
+    shutil.copytree(folder, changed)
+    file = changed / "generation_config.json"
+    stated = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps({**stated, "repetition_penalty": 50.0}))
+    model = replace(load(folder, threads=1), folder=changed)
+    assert model.generate(QUESTION, picture("red"), max_new_tokens=N_NEW).token_ids == penalized.token_ids
+
+
 def test_draws_follow_the_probabilities_that_are_left() -> None:
     logits = np.log(np.array([[0.5, 0.3, 0.15, 0.05]], dtype=np.float32))
 
@@ -159,7 +188,13 @@ def test_draws_follow_the_probabilities_that_are_left() -> None:
     assert shares(temperature=1.0, top_p=0.81)[2] > 0
     assert shares(temperature=0.5)[0] == pytest.approx(0.25 / (0.25 + 0.09 + 0.0225 + 0.0025), abs=0.03)
     assert shares() == [1, 0, 0, 0]
-    for bad in ({"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"temperature": float("nan")}):
+    for bad in (
+        {"temperature": -1.0},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"temperature": float("nan")},
+        {"repetition_penalty": 0.0},
+    ):
         with pytest.raises(ArtifactError, match=next(iter(bad))):
             Sampling(**bad)  # type: ignore[arg-type]
 

@@ -27,6 +27,14 @@ SCORES = "answer_scores"
 
 aten = torch.ops.aten
 
+_ON_ELEMENTS = (  # what may lie between the head and its logits: scales, a soft cap, another dtype
+    aten.mul.Tensor,
+    aten.div.Tensor,
+    aten.tanh.default,
+    aten._to_copy.default,
+    aten.to.dtype,
+)
+
 
 @dataclass(frozen=True)
 class Joined:
@@ -128,7 +136,14 @@ class _Joining:
             if spec.name.startswith(PAST):
                 sizes = tuple(0 if size == "past" else size for size in spec.shape[1:])
                 feed[spec.name] = self._graph.call_function(_nothing, (embeds, *sizes))
-        return self._part(DECODER, feed)[0]
+        logits = self._part(DECODER, feed)[0]
+        head = _head_of(self._root, logits)
+        if head is not None:
+            hidden = head.args[0]
+            assert isinstance(hidden, fx.Node)
+            with self._graph.inserting_before(head):
+                head.replace_input_with(hidden, self._graph.call_function(_read_by_answers, (hidden, labels)))
+        return logits
 
     def _part(self, name: str, feed: Mapping[str, fx.Node]) -> list[fx.Node]:
         """The part's nodes behind those of the graph; returns its outputs."""
@@ -175,20 +190,42 @@ def _placing(program: Program, names: tuple[str, ...]) -> Callable[[Tensor, Tens
     return places
 
 
+def _head_of(root: torch.nn.Module, logits: fx.Node) -> fx.Node | None:
+    """The linear map that logits come from, nothing but operations on single elements between; None where it is not
+    found, and every token is then read by it.
+    """
+    node = logits
+    while node.op == "call_function" and node.target in _ON_ELEMENTS and len(node.all_input_nodes) == 1:
+        (node,) = node.all_input_nodes
+    if node.op == "call_function":
+        is_linear = node.target is aten.linear.default
+    else:
+        is_linear = node.op == "call_module" and isinstance(get_at(root, str(node.target)), torch.nn.Linear)
+    return node if is_linear and isinstance(node.args[0], fx.Node) else None
+
+
+def _read_by_answers(hidden: Tensor, labels: Tensor) -> Tensor:
+    """Of [B, S, D] the rows that taught tokens are read from, [n, D]: a vocabulary is wide, and answers are short."""
+    if is_fake(hidden):  # how many there are is in the data
+        return hidden
+    return hidden[:, :-1][labels[:, 1:] >= 0]
+
+
 def answer_scores(logits: Tensor, labels: Tensor) -> Tensor:
     """For every taught token its log-probability, and its logit less the largest other, [B, S, 2]; elsewhere zeros.
 
     A margin above zero at all tokens of an answer: greedy decoding writes exactly this answer.
 
     Args:
-        logits: [B, S, V], those at a place are for the token behind it.
+        logits: [B, S, V], those at a place are for the token behind it; or only those that taught tokens are read from,
+            [n, V].
         labels: [B, S], negative where nothing is taught.
     """
     scores = logits.new_zeros((*labels.shape, 2), dtype=torch.float32)
     if is_fake(logits):  # how many tokens are taught is in the data
         return scores
     taught = labels[:, 1:] >= 0
-    chosen = logits[:, :-1][taught].float()  # [n, V]
+    chosen = (logits if logits.ndim == 2 else logits[:, :-1][taught]).float()  # [n, V]
     wanted = labels[:, 1:][taught].unsqueeze(-1)
     own = chosen.gather(-1, wanted)
     others = chosen.scatter(-1, wanted, -torch.inf).amax(-1, keepdim=True)

@@ -68,7 +68,7 @@ class Answering:
             entry,
             self._prompts,
             stop_tokens=frozenset(self._prompter.end_tokens),
-            sampling=self.sampling,
+            sampling=self._sampling(),
             max_new_tokens=self.max_new_tokens,
         )
         self._preparing_s = time.perf_counter() - self._start
@@ -91,6 +91,11 @@ class Answering:
             Answer(self._prompter.decode(tokens), tuple(tokens), len(prompt.token_ids), timing)
             for tokens, prompt in zip(self._tokens, self._prompts, strict=True)
         ]
+
+    def _sampling(self) -> Sampling:
+        if self.sampling.repetition_penalty is not None:
+            return self.sampling
+        return replace(self.sampling, repetition_penalty=self._prompter.repetition_penalty)
 
     def _prompt(self, request: Request) -> Prompt:
         if not request.prompt.strip():

@@ -85,7 +85,7 @@ class Decoding:
         logits, cache = self._step(self._embedded(ids, mask), ids, mask, None)
         has_ended = np.zeros(len(ids), dtype=bool)
         for n_made in range(1, self._limit + 1):
-            chosen = self._sampling.choose(logits)
+            chosen = self._sampling.choose(logits, [row[seen == 1] for row, seen in zip(ids, mask, strict=True)])
             self._note(time.perf_counter() - start, n_made)
             yield np.where(has_ended, -1, chosen)
             has_ended |= np.isin(chosen, list(self._stops))

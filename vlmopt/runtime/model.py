@@ -126,6 +126,7 @@ class Model:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
+        repetition_penalty: float | None = None,
         on_text: Callable[[str], None] | None = None,
     ) -> Answer:
         """What the model writes behind a prompt with images, greedy unless a temperature is given (`Sampling`).
@@ -139,7 +140,7 @@ class Model:
             TaskError: an image does not decode, or the prompt has places for another number of images.
         """
         pictures = [images] if isinstance(images, Image.Image | str | Path) else images
-        sampling = Sampling(temperature, top_k, top_p, seed)
+        sampling = Sampling(temperature, top_k, top_p, seed, repetition_penalty)
         answering = self.answering([Request(prompt, pictures, system)], sampling, max_new_tokens)
         (answer,) = answered(answering, None if on_text is None else lambda _, piece: on_text(piece))
         return answer

@@ -26,6 +26,12 @@ _N_VALUES = 8
 @click.option("--temperature", type=click.FloatRange(0), default=0.0, metavar="T", help="0 takes the likeliest token.")
 @click.option("--top-k", type=click.IntRange(0), default=0, metavar="K", help="Draw among the K likeliest; 0: all.")
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, metavar="P", help="... of this sum.")
+@click.option(
+    "--repetition-penalty",
+    type=click.FloatRange(0, min_open=True),
+    metavar="R",
+    help="Above 1: tokens that were read are less probable. The model's own by default.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is drawn.")
 @options.threads()
 @options.as_json()
@@ -45,6 +51,7 @@ def command(
     top_k: int,
     top_p: float,
     seed: int,
+    repetition_penalty: float | None,
     threads: int | None,
     is_json: bool,
 ) -> None:
@@ -71,7 +78,7 @@ def command(
             model,
             prompts,
             images,
-            sampling=Sampling(temperature, top_k, top_p, seed),
+            sampling=Sampling(temperature, top_k, top_p, seed, repetition_penalty),
             max_new_tokens=max_new_tokens,
             system=system,
             is_json=is_json,
