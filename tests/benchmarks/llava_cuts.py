@@ -28,31 +28,28 @@ import numpy as np
 import torch
 
 from tests.benchmarks import towers
+from tests.benchmarks.cutting import SEED, first_that_fit, kept_profile, recovered, state_of, steps_of
 from vlmopt.core.contract import Context
-from vlmopt.core.ledger import Ledger
 from vlmopt.core.manifest import GenerationEntry
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Silent
 from vlmopt.graph.assembled import DECODER
 from vlmopt.graph.costing import program_cost
-from vlmopt.planning.cuts import Candidate, fits, without_overlaps
-from vlmopt.profiling.document import Profile, profile_as_dict, read_profile
+from vlmopt.graph.joined import MODEL, joined
+from vlmopt.planning.cuts import Candidate
+from vlmopt.profiling.document import Profile
 from vlmopt.profiling.estimator import no_checkpoint
 from vlmopt.profiling.selection import make_estimator
 from vlmopt.recipe.schema import Recipe
 from vlmopt.registry import make_pass
-from vlmopt.rundir import RunDirectory
 from vlmopt.runtime import load
 from vlmopt.runtime.generation import Decoding, Prompt
 from vlmopt.tasks.binding import TaskWorkload
 from vlmopt.verify.statistics import paired_difference
 from vlmopt.workflow.answering import program_outputs
 from vlmopt.workflow.opening import OpenedModel, OpenedTask, open_model, open_task
-from vlmopt.workflow.optimizing import load_passes, optimize, set_up
-from vlmopt.workflow.profiling import checkpoint_in, measure_profile
-from vlmopt.workflow.run_state import RunState
+from vlmopt.workflow.optimizing import optimize, set_up
 from vlmopt.workflow.searching import candidates_of, measured_planner
-from vlmopt.workflow.stepping import run_passes
 
 TASKS = ("style", "vegetarian")
 BUDGETS = (0.15, 0.30, 0.45)
@@ -65,7 +62,6 @@ PLAN = [(method, "none") for method in METHODS] + [("ours", "adapters"), ("last"
 N_PROFILED, N_PLANNED, N_TRAINED, N_TEST = 64, 64, 256, 300
 N_NEW = 16  # tokens of a timed answer, whatever they say
 REPEATS = 7
-SEED = 0
 
 
 @dataclass(frozen=True)
@@ -145,11 +141,12 @@ def _opened(task: str, folder: Path) -> Bench:
     model, data = _places(task)
     opened = open_model(str(model), device="cpu", dtype="float32", allow_pickle=False, progress=Silent())
     bound, apart = (open_task(opened, str(data), seed=SEED, progress=Silent()) for _ in range(2))
-    state = _state(Recipe(model=str(model), task=str(data), num_samples=N_TRAINED), folder / "set-up", opened, bound)
+    state = state_of(Recipe(model=str(model), task=str(data), num_samples=N_TRAINED), folder / "set-up", opened, bound)
     with state.run:
         set_up(state)
-    original = state.original
-    profile = _profile(bound, original, towers.cache() / "benchmarks" / f"llava-{task}.profile.json", folder)
+    original, profiled = state.original, bound.source.workload(bound.program, "profile", limit=N_PROFILED)
+    file = towers.cache() / "benchmarks" / f"llava-{task}.profile.json"
+    profile = kept_profile(bound, original, profiled, file, folder, scoring="raw")
     test = _drawn(apart.source.open_test(original))
     return Bench(task, opened, bound, original, profile, test, _scores(original, test))
 
@@ -164,45 +161,12 @@ def _scores(program: Program, test: TaskWorkload) -> torch.Tensor:
     return test.item_scores(program_outputs(program, test, what=DECODER, progress=Silent()))
 
 
-def _profile(bound: OpenedTask, original: Program, file: Path, folder: Path) -> Profile:
-    workload = bound.source.workload(bound.program, "profile", limit=N_PROFILED)
-    if file.is_file() and (known := read_profile(file)).task.fingerprint == workload.fingerprint:
-        return known
-    estimator = make_estimator("leave-one-out", "raw", with_layers=False, with_stability=False)
-    profile = measure_profile(
-        original,
-        bound.task,
-        workload,
-        estimator,
-        scoring="raw",
-        seed=SEED,
-        dtype="float32",
-        checkpoint=checkpoint_in(folder / "batches"),
-        progress=Silent(),
-    )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(profile_as_dict(profile)), encoding="utf-8")
-    return profile
-
-
-def _state(recipe: Recipe, folder: Path, opened: OpenedModel, bound: OpenedTask) -> RunState:
-    return RunState(recipe, RunDirectory(folder, key=""), opened, bound, Ledger(), Silent())
-
-
 def _recovered(bench: Bench, folder: Path, cut: Sequence[str], level: str) -> Program:
-    """The pipeline's own steps with these branches named, and what the level trains."""
-    steps: list[dict[str, Any]] = [{"skip-branches": {"branches": list(cut)}}]
-    if level == "adapters":
-        steps.append({"insert-skip-adapter": {"rank": 64, "per": "run"}})
     model, data = map(str, _places(bench.task))
+    steps = steps_of(cut, level)
     written = {"model": model, "task": data, "passes": steps, "recovery": LEVELS[level], "num_samples": N_TRAINED}
-    recipe = Recipe.model_validate(written)
-    state = _state(recipe, folder, bench.opened, bench.bound)
-    state.fit = bench.bound.source.workload(bench.bound.program, "profile", limit=N_TRAINED)
-    state.original = bench.original
-    with state.run:
-        run_passes(state, load_passes(recipe))
-    return state.optimized
+    state = state_of(Recipe.model_validate(written), folder, bench.opened, bench.bound)
+    return recovered(state, bench.original).optimized
 
 
 class _Chooser:
@@ -222,9 +186,7 @@ class _Chooser:
         if method == "ours":
             names: tuple[str, ...] = self._planner.choose(needs=needs).names
         else:
-            ranked = self._ranked(method)
-            prefixes = (without_overlaps(ranked[:n]) for n in range(1, len(ranked) + 1))
-            names = tuple(c.name for c in next(cut for cut in prefixes if fits(cut, needs)))
+            names = first_that_fit(self._ranked(method), needs)
         return sorted(frozenset[str]().union(*(by_name[name] for name in names)))
 
     def _ranked(self, method: str) -> list[Candidate]:
@@ -235,17 +197,11 @@ class _Chooser:
         bench = self._bench
         workload = bench.bound.source.workload(bench.bound.program, "profile", limit=N_PROFILED)
         estimator = make_estimator("block-influence", "raw", with_layers=False)
-        found = measure_profile(
-            bench.original,
-            bench.bound.task,
-            workload,
-            estimator,
-            scoring="raw",
-            seed=SEED,
-            dtype="float32",
-            checkpoint=no_checkpoint,
-            progress=Silent(),
-        ).importance()
+        view = joined(bench.original)
+        scores = estimator.estimate(
+            view.program, workload, progress=Silent(), checkpoint=no_checkpoint, seed=SEED
+        ).scores
+        found = {view.own_site(f"{MODEL}/{one.unit.name}"): one.mean for one in scores}
         return sorted(self.candidates, key=lambda c: found[c.name])
 
 

@@ -29,31 +29,28 @@ from typing import Any
 
 import torch
 
+from tests.benchmarks.cutting import SEED, first_that_fit, kept_profile, recovered, state_of, steps_of
 from vlmopt.core.contract import Context
-from vlmopt.core.ledger import Ledger
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Silent
 from vlmopt.emit import emit_program
 from vlmopt.graph.branches import BranchKind, by_component, find_branches
 from vlmopt.graph.costing import program_cost
 from vlmopt.graph.replay import run_component
-from vlmopt.planning.cuts import Candidate, fits, without_overlaps
+from vlmopt.planning.cuts import Candidate
 from vlmopt.planning.interacting import site_interactions
-from vlmopt.profiling.document import Profile, profile_as_dict, read_profile
+from vlmopt.profiling.document import Profile
 from vlmopt.profiling.estimator import no_checkpoint
 from vlmopt.profiling.selection import make_estimator
 from vlmopt.recipe.schema import Recipe
 from vlmopt.registry import make_pass
-from vlmopt.rundir import RunDirectory
 from vlmopt.verify.statistics import paired_difference
 from vlmopt.workflow.cutting import cut_program
 from vlmopt.workflow.opening import LazyOutputs, OpenedModel, OpenedTask, open_model, open_task
-from vlmopt.workflow.optimizing import load_passes, set_up
-from vlmopt.workflow.profiling import checkpoint_in, measure_profile
+from vlmopt.workflow.optimizing import set_up
 from vlmopt.workflow.run_state import RunState
 from vlmopt.workflow.samples import sample_feeds
 from vlmopt.workflow.searching import candidates_of, measured_planner
-from vlmopt.workflow.stepping import run_passes
 from vlmopt.workflow.timing import time_sessions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,7 +76,6 @@ PLAN = [
 REPORTED = ("drop_points", "low95", "high95", "macs_saved")
 LATENCY_PLAN = (("ours", "head"), ("depth", "head"))
 N_PROFILED = 384  # as in the recipes of the examples
-SEED = 0
 
 
 @dataclass(frozen=True)
@@ -179,59 +175,25 @@ def _opened(task: str, folder: Path, device: str = "cpu") -> Bench:
     model, data = places(task)
     opened = open_model(str(model), device=device, dtype="float32", allow_pickle=False, progress=Silent())
     bound, apart = (open_task(opened, str(data), seed=SEED, progress=Silent()) for _ in range(2))
-    state = _state(Recipe(model=str(model), task=str(data)), folder / "set-up", opened, bound)
+    state = state_of(Recipe(model=str(model), task=str(data)), folder / "set-up", opened, bound)
     with state.run:
         set_up(state)
-        profile = _profile(state, cache() / "benchmarks" / f"{task}.profile.json", folder)
+        profiled = bound.source.workload(bound.program, "profile", limit=N_PROFILED)
+        file = cache() / "benchmarks" / f"{task}.profile.json"
+        profile = kept_profile(bound, state.original, profiled, file, folder, scoring="refit")
     return Bench(task, opened, bound, apart, profile, state.original, {})
 
 
-def _profile(state: RunState, file: Path, folder: Path) -> Profile:
-    """The profile of an earlier run on the same items, or one that is measured now."""
-    assert state.bound is not None
-    workload = state.bound.source.workload(state.bound.program, "profile", limit=N_PROFILED)
-    if file.is_file() and (known := read_profile(file)).task.fingerprint == workload.fingerprint:
-        return known
-    profile = measure_profile(
-        state.original,
-        state.bound.task,
-        workload,
-        make_estimator("leave-one-out", "refit", with_layers=False, with_stability=False),
-        scoring="refit",
-        seed=SEED,
-        dtype="float32",
-        checkpoint=checkpoint_in(folder / "batches"),
-        progress=Silent(),
-    )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(profile_as_dict(profile)), encoding="utf-8")
-    return profile
-
-
-def _state(recipe: Recipe, folder: Path, opened: OpenedModel, bound: OpenedTask) -> RunState:
-    return RunState(recipe, RunDirectory(folder, key=""), opened, bound, Ledger(), Silent())
-
-
 def _recovered(bench: Bench, folder: Path, cut: Sequence[str], level: str) -> RunState:
-    """The pipeline's own steps with these branches named: cut, heads fitted, and what the level does."""
-    steps: list[dict[str, Any]] = [{"skip-branches": {"branches": list(cut)}}]
-    if level == "adapters":
-        steps.append({"insert-skip-adapter": {"rank": 64, "per": "run"}})
     recipe = Recipe.model_validate(
         {
             "model": bench.bound.program.source.path,
             "task": str(bench.bound.task.path),
-            "passes": steps,
+            "passes": steps_of(cut, level),
             "recovery": level_of(bench.task, level),
         }
     )
-    state = _state(recipe, folder, bench.opened, bench.bound)
-    state.fit = bench.bound.source.workload(bench.bound.program, "profile")
-    state.original = bench.original
-    state.known_outputs = bench.outputs
-    with state.run:
-        run_passes(state, load_passes(recipe))
-    return state
+    return recovered(state_of(recipe, folder, bench.opened, bench.bound), bench.original, bench.outputs)
 
 
 def _scores(program: Program, test: Any) -> torch.Tensor:
@@ -263,9 +225,7 @@ class _Chooser:
             pairs = [(one.first, one.second, one.score) for one in self._bench.profile.interactions]
             chosen = self._planner.choose(needs=needs, interactions=site_interactions(self.candidates, pairs)).names
         else:
-            ranked = self._ranked(method)
-            prefixes = (without_overlaps(ranked[:n]) for n in range(1, len(ranked) + 1))
-            chosen = tuple(c.name for c in next(cut for cut in prefixes if fits(cut, needs)))
+            chosen = first_that_fit(self._ranked(method), needs)
         return sorted(self._planner.branches(frozenset(chosen)))
 
     def _ranked(self, method: str) -> list[Candidate]:
