@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Self
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,11 +13,9 @@ from vlmopt.core.errors import TaskError
 from vlmopt.core.program import Assembly, Component, Program
 from vlmopt.core.workload import Outputs
 from vlmopt.graph.head import append_head, find_head, fitted_linear, head_module, replace_head
-from vlmopt.tasks.answers import Answer, Query, Slice, label_answers, label_queries, label_slices
 from vlmopt.tasks.dataset import Task
-from vlmopt.tasks.feeding import Batches, Feeder, reads_images, reads_texts
-from vlmopt.tasks.mislabelling import mislabelled
-from vlmopt.tasks.scoring import cross_entropy, is_right, percent
+from vlmopt.tasks.feeding import Feeder, reads_images, reads_texts
+from vlmopt.tasks.labelled_items import LabelledItems
 from vlmopt.tasks.splits import Sample
 
 HEAD = "task_head"
@@ -78,56 +75,11 @@ def _zeros(n_labels: int, width: int) -> torch.nn.Linear:
     return fitted_linear(torch.zeros(n_labels, width), torch.zeros(n_labels), like=torch.zeros(0))
 
 
-@dataclass(eq=False)
-class ImageClassification:
-    """One split; an item is an image, and so is a row of the only component."""
-
-    fingerprint: str
-    n_items: int
-    feeds: Mapping[str, Batches]
-    component: str
-    targets: Tensor  # [n]
-    labels: Sequence[str]
-    samples: Sequence[Sample]
-    item_groups: Sequence[str]
-    metric: str = "accuracy"
-
-    def losses(self, outputs: Outputs) -> Tensor:
-        return cross_entropy(outputs[self.component], self.targets)
-
-    def item_scores(self, outputs: Outputs) -> Tensor:
-        return is_right(outputs[self.component], self.targets)
-
-    def metrics(self, outputs: Outputs) -> dict[str, float]:
-        return {self.metric: percent(self.item_scores(outputs))}
+class ImageClassification(LabelledItems):
+    """One split; an item is an image, and its label is what the head is fitted to."""
 
     def head_targets(self, component: str, reference: Outputs) -> Tensor | None:
         return F.one_hot(self.targets, len(self.labels)).double() if component == self.component else None
-
-    def groups(self, component: str) -> Sequence[str]:
-        return self.item_groups
-
-    def rows(self, component: str, items: Sequence[int]) -> Sequence[int]:
-        return items
-
-    def part(self, items: Sequence[int]) -> Self:
-        feeds = {name: feeds.part(items) for name, feeds in self.feeds.items()}
-        samples = [self.samples[item] for item in items]
-        groups = [self.item_groups[item] for item in items]
-        targets = self.targets[list(items)]
-        return replace(self, n_items=len(items), feeds=feeds, targets=targets, samples=samples, item_groups=groups)
-
-    def with_wrong_labels(self, share: float, *, seed: int) -> Self:
-        return replace(self, targets=mislabelled(self.targets, len(self.labels), share, seed=seed))
-
-    def queries(self) -> Sequence[Query]:
-        return label_queries(self.samples)
-
-    def answers(self, outputs: Outputs) -> Sequence[Answer]:
-        return label_answers(outputs[self.component], self.targets, self.labels)
-
-    def slices(self, outputs: Outputs) -> Sequence[Slice]:
-        return label_slices(self.samples, self.item_scores(outputs))
 
 
 def workload(program: Program, task: Task, samples: Sequence[Sample], feeder: Feeder) -> ImageClassification:

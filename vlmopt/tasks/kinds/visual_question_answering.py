@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,11 +12,10 @@ from torch import Tensor
 from vlmopt.core.errors import TaskError
 from vlmopt.core.program import Assembly, Program
 from vlmopt.core.workload import Outputs
-from vlmopt.tasks.answers import Answer, Query, Slice, label_answers, label_queries, question_slices
+from vlmopt.tasks.answers import Slice, question_slices
 from vlmopt.tasks.dataset import Task
-from vlmopt.tasks.feeding import Batches, Feeder, reads_images, reads_texts
-from vlmopt.tasks.mislabelling import mislabelled
-from vlmopt.tasks.scoring import cross_entropy, is_right, percent
+from vlmopt.tasks.feeding import Feeder, reads_images, reads_texts
+from vlmopt.tasks.labelled_items import LabelledItems
 from vlmopt.tasks.splits import Sample
 
 _UNNAMED = re.compile(r"LABEL_\d+")  # what transformers calls classes that nobody named
@@ -55,53 +54,11 @@ def _answers(program: Program, task: Task, *, n_classes: int | str) -> tuple[str
     return labels
 
 
-@dataclass(eq=False)
-class VisualQuestionAnswering:
-    """One split; an item is a question about an image, and so is a row of the only component."""
-
-    fingerprint: str
-    n_items: int
-    feeds: Mapping[str, Batches]
-    component: str
-    targets: Tensor  # [n]
-    labels: Sequence[str]
-    samples: Sequence[Sample]
-    item_groups: Sequence[str]
-    metric: str = "accuracy"
-
-    def losses(self, outputs: Outputs) -> Tensor:
-        return cross_entropy(outputs[self.component], self.targets)
-
-    def item_scores(self, outputs: Outputs) -> Tensor:
-        return is_right(outputs[self.component], self.targets)
-
-    def metrics(self, outputs: Outputs) -> dict[str, float]:
-        return {self.metric: percent(self.item_scores(outputs))}
+class VisualQuestionAnswering(LabelledItems):
+    """One split; an item is a question about an image. A head is fitted to what the original answers."""
 
     def head_targets(self, component: str, reference: Outputs) -> Tensor | None:
         return reference[component].double() if component == self.component else None
-
-    def groups(self, component: str) -> Sequence[str]:
-        return self.item_groups
-
-    def rows(self, component: str, items: Sequence[int]) -> Sequence[int]:
-        return items
-
-    def part(self, items: Sequence[int]) -> VisualQuestionAnswering:
-        feeds = {name: feeds.part(items) for name, feeds in self.feeds.items()}
-        samples = [self.samples[item] for item in items]
-        groups = [self.item_groups[item] for item in items]
-        targets = self.targets[list(items)]
-        return replace(self, n_items=len(items), feeds=feeds, targets=targets, samples=samples, item_groups=groups)
-
-    def with_wrong_labels(self, share: float, *, seed: int) -> VisualQuestionAnswering:
-        return replace(self, targets=mislabelled(self.targets, len(self.labels), share, seed=seed))
-
-    def queries(self) -> Sequence[Query]:
-        return label_queries(self.samples)
-
-    def answers(self, outputs: Outputs) -> Sequence[Answer]:
-        return label_answers(outputs[self.component], self.targets, self.labels)
 
     def slices(self, outputs: Outputs) -> Sequence[Slice]:
         return question_slices(self.samples, self.item_scores(outputs))
