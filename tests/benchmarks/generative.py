@@ -5,6 +5,8 @@ shapes, behind the prompt and behind three cached steps; or the reason why it is
 
 `structure`: LLaVA 1.5 7B without weights. `example`: a LLaVA of 157M parameters, random weights, capture and ONNX.
 
+`cuts-TASK`: the LLaVA example with branches skipped for one of its tasks (`llava_cuts.py`).
+
 `speedup`: capture and ONNX of a toy LLaVA beside the exporter of transformers, which compares nothing with eager;
 runs alternate, so that a slow moment of the machine hits both sides.
 
@@ -18,12 +20,14 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from vlmopt.verify.tolerances import ARTIFACT
 
 ROOT = Path(__file__).resolve().parents[2]
 REPEATS = 3
+CUT_TASKS = ("style", "vegetarian")
 TOLERANCE = ARTIFACT["float32"]
 PARITIES = ("parity_capture", "parity_prefill", "parity_decode")
 
@@ -32,7 +36,16 @@ Found = dict[str, float | str]
 
 def parts() -> Mapping[str, Callable[[], Found]]:
     """What can be measured on its own; words among the figures are notes to them."""
-    return {"families": _families, "structure": _structure, "example": _example, "speedup": _speedup}
+    fixed: dict[str, Callable[[], Found]] = {
+        "families": _families, "structure": _structure, "example": _example, "speedup": _speedup
+    }  # fmt: skip
+    return fixed | {f"cuts-{task}": partial(_cuts, task) for task in CUT_TASKS}
+
+
+def _cuts(task: str) -> Found:
+    from tests.benchmarks import llava_cuts
+
+    return {**llava_cuts.figures(task)}
 
 
 def _families() -> Found:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from tests.benchmarks.generative import PARITIES, TOLERANCE, is_exact
+from tests.benchmarks.generative import CUT_TASKS, PARITIES, TOLERANCE, is_exact
 
+METHODS = {
+    "ours": "those the profile and the planner name",
+    "last": "the last of the decoder",
+    "cosine": "those that change their stream least",
+}
 COLUMNS = ("family", "captured", "capture", "ONNX, prompt", "ONNX, cached", "seconds", "peak GB")
 AIMS = {  # at most, or where it says so at least
     "llava_7b_structure_s": (90.0, "most", "structure of a 7B LLaVA without its weights, s"),
@@ -55,12 +61,47 @@ def for_readme(result: Mapping[str, Any]) -> str:
         f" files that answer as the original does, cached steps included (largest difference {worst:.0e} of the largest"
         f" logit): {', '.join(exact)}. The others are refused, each with its reason."
     )
+    cuts = [line for task in CUT_TASKS for line in _cut_rows(task, figures)]
     source = (
         "Toys for families and for the comparison, random weights throughout. `export_for_generation` of transformers"
         f" gives {notes['export_for_generation_graphs']}: no encoder of images, and nothing is compared."
         " [Every family, and when and where each part was measured](tests/benchmarks/results/generative.md)."
     )
-    return "\n".join([intro, "", "| what | measured | aim |", "|---|---:|---:|", *rows, "", source])
+    return "\n".join([intro, "", "| what | measured | aim |", "|---|---:|---:|", *rows, "", source, *cuts])
+
+
+def _cut_rows(task: str, figures: Mapping[str, float]) -> list[str]:
+    """The LLaVA example cut for this task, a line a method and budget; nothing where it was not measured."""
+    prefix = f"llava_{task}"
+    pattern = re.compile(rf"{prefix}_([a-z]+)_([a-z]+)_(\d+)_drop_points")
+    found = [match.groups() for match in map(pattern.fullmatch, figures) if match]
+    if not found:
+        return []
+    original = figures[f"{prefix}_original_points"]
+    rows = [_cut_row("the original", f"{original:.1f}", 0.0, f"{prefix}_original", figures)]
+    for method, level, budget in sorted(found, key=lambda one: (int(one[2]), one[1] != "none", one[0] != "ours")):
+        name = f"{prefix}_{method}_{level}_{budget}"
+        drop, low, high = (figures[f"{name}_{key}"] for key in ("drop_points", "low95", "high95"))
+        points = f"{original - drop:.1f} ({-drop:+.1f}, {-high:+.1f} to {-low:+.1f})"
+        words = METHODS[method] + ("" if level == "none" else ", adapters trained")
+        artifact = f"{prefix}_{method}_{budget}" if level == "none" else name
+        rows.append(_cut_row(words, points, figures[f"{name}_macs_saved"], artifact, figures))
+    items = f"{figures[f'{prefix}_n_test']:.0f}"
+    head = (
+        f"`examples/llava` cut for `{task}`: answers generated on {items} items of its test split, in percent right,"
+        " with the paired difference and its 95 % interval; ONNX Runtime, batch 1."
+    )
+    columns = "| branches skipped | MACs saved | right | first token, ms | tokens/s | cache, bytes a token |"
+    return ["", head, "", columns, "|---|---:|---|---:|---:|---:|", *rows]
+
+
+def _cut_row(words: str, points: str, saved: float, name: str, figures: Mapping[str, float]) -> str:
+    """Speeds are left out where none was measured: those of adapters, which are another graph."""
+    units = {"first_token_ms": ".0f", "tokens_per_s": ".1f", "kv_bytes_per_token": ".0f"}
+    speed = [
+        format(figures[f"{name}_{key}"], unit) if f"{name}_{key}" in figures else "" for key, unit in units.items()
+    ]
+    return f"| {' | '.join([words, f'{100 * saved:.0f} %', points, *speed])} |"
 
 
 def _family_rows(figures: Mapping[str, float], notes: Mapping[str, str]) -> list[str]:

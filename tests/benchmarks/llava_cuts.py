@@ -29,6 +29,7 @@ import torch
 
 from tests.benchmarks import towers
 from tests.benchmarks.cutting import SEED, first_that_fit, kept_profile, recovered, state_of, steps_of
+from tests.benchmarks.generative import CUT_TASKS
 from vlmopt.core.contract import Context
 from vlmopt.core.manifest import GenerationEntry
 from vlmopt.core.program import Program
@@ -51,7 +52,6 @@ from vlmopt.workflow.opening import OpenedModel, OpenedTask, open_model, open_ta
 from vlmopt.workflow.optimizing import optimize, set_up
 from vlmopt.workflow.searching import candidates_of, measured_planner
 
-TASKS = ("style", "vegetarian")
 BUDGETS = (0.15, 0.30, 0.45)
 METHODS = ("ours", "last", "cosine")
 LEVELS: dict[str, dict[str, Any]] = {
@@ -257,7 +257,7 @@ class _Timed:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("task", choices=CUT_TASKS)
     parser.add_argument("cells", nargs="*", metavar="METHOD:LEVEL", help="all by default")
     arguments = parser.parse_args()
     pairs = [tuple(cell.split(":")) for cell in arguments.cells]
