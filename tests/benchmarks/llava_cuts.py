@@ -52,7 +52,7 @@ from vlmopt.workflow.opening import OpenedModel, OpenedTask, open_model, open_ta
 from vlmopt.workflow.optimizing import optimize, set_up
 from vlmopt.workflow.searching import candidates_of, measured_planner
 
-BUDGETS = (0.15, 0.30, 0.45)
+BUDGETS = (0.10, 0.20, 0.30)
 METHODS = ("ours", "last", "cosine")
 LEVELS: dict[str, dict[str, Any]] = {
     "none": {"level": "head"},
@@ -173,8 +173,8 @@ class _Chooser:
     """Names what every method cuts under a budget."""
 
     def __init__(self, bench: Bench) -> None:
-        self._bench = bench
-        self.candidates = candidates_of(make_pass("skip-branches", {}).plan(bench.original, Context()), bench.profile)
+        self._bench, plan = bench, make_pass("skip-branches", {}).plan(bench.original, Context())
+        self.candidates = candidates_of(plan, bench.profile, bench.original)
         self._total = program_cost(bench.original).macs
         self._planner = measured_planner(
             bench.original, bench.bound, self.candidates, lambda _: {}, limit=N_PLANNED, seed=SEED, progress=Silent()
@@ -191,9 +191,8 @@ class _Chooser:
 
     def _ranked(self, method: str) -> list[Candidate]:
         """The candidates, what goes first in front."""
-        deepest = sorted(self.candidates, key=lambda c: -c.position)
         if method == "last":
-            return sorted(deepest, key=lambda c: not c.name.startswith(f"{DECODER}/"))
+            return sorted(self.candidates, key=lambda c: -c.position)
         bench = self._bench
         workload = bench.bound.source.workload(bench.bound.program, "profile", limit=N_PROFILED)
         estimator = make_estimator("block-influence", "raw", with_layers=False)

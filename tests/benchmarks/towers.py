@@ -208,7 +208,7 @@ class _Chooser:
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
         plan = make_pass("skip-branches", {}).plan(bench.original, Context())
-        self.candidates = candidates_of(plan, bench.profile)
+        self.candidates = candidates_of(plan, bench.profile, bench.original)
         self._total = program_cost(bench.original).macs
         self._planner = measured_planner(
             bench.original,

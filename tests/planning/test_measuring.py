@@ -69,9 +69,9 @@ def test_the_screen_sees_nothing_of_what_is_kept_out(program: Program) -> None:
 def test_a_second_budget_measures_only_what_is_new(program: Program) -> None:
     made, meter, _ = planner(program)
     first = made.choose(needs={"macs": 100.0})
-    n_before = len(meter._drops)
+    n_before = len(meter._changes)
     assert made.choose(needs={"macs": 100.0}) == first
-    assert len(meter._drops) == n_before
+    assert len(meter._changes) == n_before
     second = made.choose(needs={"macs": 200.0})
     assert len(second.names) == 2
     assert NEEDED not in second.names

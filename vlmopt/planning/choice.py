@@ -44,6 +44,7 @@ def choose(
     interactions: Sequence[Interaction] = (),
     confirm: Measure | None = None,
     refine: Measure | None = None,
+    proposed: Sequence[Cut] = (),
 ) -> Choice:
     """The cut that saves most MACs with a measured drop within `max_drop`; with `needs`, of those that meet all budgets
     the one that loses least.
@@ -56,6 +57,7 @@ def choose(
             gives way to the next best. With `refine` it must measure what `refine` does.
         refine: a better and dearer measure (on more items, or with a recovery behind every cut); truncations and the
             best few are measured again by it, and extended.
+        proposed: cuts of a search of its own, each a part of the next.
 
     Raises:
         PlanError: no cut meets the budgets, with the closest that does.
@@ -65,14 +67,14 @@ def choose(
         return Choice((), Measurement(0.0, 0.0), (), notes=("the budgets are met without a cut",))
     refuse_unreachable(candidates, open_needs)
     first = search = Search(measure, max_drop, open_needs)
-    search_all(search, candidates, interactions)
+    search_all(search, candidates, interactions, proposed)
     if refine is not None:
         search = refined(first, refine, candidates)
     found = _picked(search, confirm)
     if found is None:
         # What can be saved within the drop is worth a search: it tells the user which budget to relax.
         within = Search(first.measure, max_drop, {}, known=first.known)
-        search_all(within, candidates, interactions)
+        search_all(within, candidates, interactions, proposed)
         raise unmet(search, within)
     return found
 
@@ -95,7 +97,7 @@ def _confirmed(search: Search, ranked: Sequence[Cut], confirm: Measure) -> tuple
     if search.max_drop is None:
         few = list(ranked[:N_FINALISTS])
         search.known.update(zip(map(names_of, few), confirm([names_of(cut) for cut in few]), strict=True))
-        return sorted(few, key=lambda cut: search.found(cut).sort_key), []
+        return sorted(few, key=lambda cut: search.found(cut).rank), []
     for i, cut in enumerate(ranked):
         (found,) = confirm([names_of(cut)])
         if search.is_within(found):

@@ -34,10 +34,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Drop of the metric in points against the reference, on the same items, with its standard error."""
+    """Drop of the metric in points against the reference, on the same items, with its standard error; and by how much
+    the loss grew, which tells cuts apart that have lost all of the metric."""
 
     drop_points: float
     standard_error: float
+    loss: float = 0.0
 
     @property
     def cautious_drop(self) -> float:
@@ -47,6 +49,11 @@ class Measurement:
     def sort_key(self) -> float:
         """The cautious drop, or the plain one where items of one group alone leave the error unknown."""
         return self.cautious_drop if math.isfinite(self.cautious_drop) else self.drop_points
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What loses less comes first; of those that lose as much of the metric, by the loss."""
+        return self.sort_key, self.loss
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,14 @@ class Unseen:
     check: Tensor
 
 
+@dataclass(frozen=True)
+class _Changes:
+    """Of every item, [n]: the drop in points from the original, and the growth of the loss from the uncut program."""
+
+    drops: Tensor
+    losses: Tensor
+
+
 class CutMeter:
     """Drop of the metric for sets of skipped branches, heads fitted on `fit` and looked at on both splits.
 
@@ -81,7 +89,7 @@ class CutMeter:
                 prefix_bytes=0,  # it is run once
             )
         )
-        self._drops: dict[frozenset[str], Tensor] = {}
+        self._changes: dict[frozenset[str], _Changes] = {}
         self._groups = [*self.fit.item_groups, *self.check.item_groups]
         self._parts = [*parts_of(self.fit), *parts_of(self.check)]
         self.hidden = _hidden_groups(self._groups, kept_out, seed=seed) if hidden is None else hidden
@@ -135,35 +143,42 @@ class CutMeter:
         return self._items(self._baseline)
 
     def _measured(self, cuts: Sequence[frozenset[str]], chosen: Tensor) -> list[Measurement]:
-        new = list(dict.fromkeys(cut for cut in cuts if cut not in self._drops))
+        new = list(dict.fromkeys(cut for cut in cuts if cut not in self._changes))
         if new:
-            self._drops.update(zip(new, self._item_drops(new), strict=True))
-        return [self._worst(self._drops[cut], chosen) for cut in cuts]
+            self._changes.update(zip(new, self._item_changes(new), strict=True))
+        return [self._worst(self._changes[cut], chosen) for cut in cuts]
 
-    def _worst(self, drops: Tensor, chosen: Tensor) -> Measurement:
+    def _worst(self, changes: _Changes, chosen: Tensor) -> Measurement:
         """The drop over the chosen items; of several tasks that of the one which loses most."""
         found = []
         for part in dict.fromkeys(self._parts):
             rows = [i for i, is_chosen in enumerate(chosen.tolist()) if is_chosen and self._parts[i] == part]
             if rows:
-                found.append(Measurement(*clustered(drops[rows], [self._groups[i] for i in rows])))
+                drop = clustered(changes.drops[rows], [self._groups[i] for i in rows])
+                found.append(Measurement(*drop, loss=float(changes.losses[rows].mean())))
         return max(found, key=lambda one: one.sort_key)
 
-    def _item_drops(self, cuts: Sequence[frozenset[str]]) -> list[Tensor]:
-        """What every item loses under every cut, in points."""
+    def _item_changes(self, cuts: Sequence[frozenset[str]]) -> list[_Changes]:
+        """What every item loses under every cut."""
         plans = [by_component(cut) for cut in cuts]
         if self._baseline is None:
             plans = [{}, *plans]
         unseen = self._unseen(plans)
         if self._baseline is None:
             self._baseline, unseen = unseen[0], unseen[1:]
-        whole = self._reference_items()
-        return [100.0 * (whole - self._items(found)) for found in unseen]
+        items, losses = self._reference_items(), self._losses(self._baseline)
+        return [_Changes(100.0 * (items - self._items(one)), self._losses(one) - losses) for one in unseen]
 
     def _items(self, unseen: Mapping[str, Unseen]) -> Tensor:
         """The metric's items of both splits, one after the other."""
         fit = self.fit.item_scores({name: pair.fit for name, pair in unseen.items()})
         check = self.check.item_scores({name: pair.check for name, pair in unseen.items()})
+        return torch.cat([fit, check])
+
+    def _losses(self, unseen: Mapping[str, Unseen]) -> Tensor:
+        """The items' losses of both splits, one after the other."""
+        fit = self.fit.losses({name: pair.fit for name, pair in unseen.items()})
+        check = self.check.losses({name: pair.check for name, pair in unseen.items()})
         return torch.cat([fit, check])
 
     def _unseen(self, plans: Sequence[Mapping[str, frozenset[str]]]) -> list[dict[str, Unseen]]:

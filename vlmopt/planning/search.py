@@ -47,13 +47,13 @@ class Search:
         must save is said; otherwise the one that saves most."""
         meeting = [cut for key, cut in self.cuts.items() if self.is_within(self.known[key]) and fits(cut, self.needs)]
         if self.needs:
-            return sorted(meeting, key=lambda cut: (self.found(cut).sort_key, -macs_of(cut)))
+            return sorted(meeting, key=lambda cut: (self.found(cut).rank, -macs_of(cut)))
         return sorted(meeting, key=lambda cut: -macs_of(cut))
 
     def least_losing(self) -> list[Cut]:
         """Cuts that fit, whatever they lose: the way to one that loses little may lead over one that does not."""
         fitting = [cut for cut in self.cuts.values() if fits(cut, self.needs)]
-        return sorted(fitting, key=lambda cut: self.found(cut).sort_key)
+        return sorted(fitting, key=lambda cut: self.found(cut).rank)
 
     def found(self, cut: Cut) -> Measurement:
         return self.known[names_of(cut)]

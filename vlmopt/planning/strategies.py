@@ -16,7 +16,12 @@ N_LEVELS = 16  # of saved MACs at which the integer program is solved
 N_FINALISTS = 4  # cuts that the expensive meter looks at first, and among which all items decide
 
 
-def search_all(search: Search, candidates: Sequence[Candidate], interactions: Sequence[Interaction]) -> None:
+def search_all(
+    search: Search,
+    candidates: Sequence[Candidate],
+    interactions: Sequence[Interaction],
+    proposed: Sequence[Cut] = (),
+) -> None:
     """Measures the cuts of every order that the goal of the search leaves worth measuring."""
     by_score = _by_score(candidates)
     search.accepted("depth", _truncations(candidates, search.needs))
@@ -24,6 +29,7 @@ def search_all(search: Search, candidates: Sequence[Candidate], interactions: Se
     if search.needs:
         search.accepted("importance", fitting_prefixes(by_score, search.needs))
         search.accepted("program", fitting_cuts(candidates, problem, search.needs))
+        search.accepted("elimination", [cut for cut in proposed if fits(cut, search.needs)])
         _exchange(search, by_score, EXTENSION_ROUNDS)
         return
     prefixes = [without_overlaps(by_score[:n]) for n in range(1, len(by_score) + 1)]
@@ -33,6 +39,7 @@ def search_all(search: Search, candidates: Sequence[Candidate], interactions: Se
     )
     between = [low + (high - low) * i / 8 for i in range(1, 8)]
     _largest("program", level_cuts(candidates, problem, between), search)
+    _largest("elimination", proposed, search)
     _extend(search, by_score, EXTENSION_ROUNDS)
 
 

@@ -26,6 +26,7 @@ from vlmopt.workflow.run_state import RunState
 # Fitting and checking a cut while planning uses at most so many samples of each split; the final fit uses all.
 PLANNING_SAMPLES = 2048
 SCREENING_SAMPLES = 512  # of each split for a first look at every cut; only the best are measured on all of the above
+ELIMINATING_SAMPLES = 24  # of each split, where cuts of a model that writes are grown step by step
 KEPT_OUT = 0.25  # of the items confirm the pick and take no part in the search
 MAX_TIGHTENED = 5
 _OVERSHOOT = 1.25  # a budget is tightened by somewhat more than it was missed by
@@ -48,7 +49,7 @@ def choose_measured(
         planner = measured_planner(
             program,
             bound,
-            candidates_of(plan, profile),
+            candidates_of(plan, profile, program),
             lambda fit: state.outputs_of(state.reference, fit),
             original=None if state.reference is program else state.reference,
             limit=min(limits),
@@ -100,10 +101,12 @@ def measured_planner(
             original=before,
         )
 
-    meter, screen = made(fit, check, None), None
+    meter, screen, eliminating = made(fit, check, None), None, None
+    if program.generation is not None:
+        eliminating = made(*splits(min(limit, ELIMINATING_SAMPLES)), meter.hidden)
     if fit.n_items > 2 * SCREENING_SAMPLES and meter.hidden:
         screen = made(*splits(SCREENING_SAMPLES), meter.hidden)
-    return MeasuredPlanner(candidates, meter, screen)
+    return MeasuredPlanner(candidates, meter, screen, eliminating)
 
 
 def _searched(
@@ -156,8 +159,10 @@ def _tightened(
     return tighter
 
 
-def candidates_of(plan: Plan, profile: Profile) -> list[Candidate]:
-    """The plan's sites with their scores; depth is relative to the component, so that two encoders can be compared."""
+def candidates_of(plan: Plan, profile: Profile, program: Program) -> list[Candidate]:
+    """The plan's sites with their scores. Depth is relative to the component, so that two encoders can be compared; in
+    a model that writes one component feeds the next, and all of a later one is deeper."""
+    order = {name: 1000 * i for i, name in enumerate(program.components)} if program.generation is not None else {}
     counts: dict[str, int] = {}
     for site in plan.sites:
         counts[site.component] = counts.get(site.component, 0) + 1
@@ -171,7 +176,7 @@ def candidates_of(plan: Plan, profile: Profile) -> list[Candidate]:
             Candidate(
                 name=site.name,
                 score=scores.get(site.name, 0.0),
-                position=1000 * seen[site.component] // counts[site.component],
+                position=order.get(site.component, 0) + 1000 * seen[site.component] // counts[site.component],
                 macs=site.saving.macs,
                 latency_us=times.get(site.name, 0.0),
                 size_bytes=site.saving.parameters_bytes,
