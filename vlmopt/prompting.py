@@ -66,11 +66,8 @@ class Prompter:
             raise TaskError(f"prompt {prompt[:60]!r}", found, expected="one for every image, or none at all")
         if self._template is None:
             text = prompt if n_places else self.placeholder * n_images + prompt
-            ids = self._ids(text if system is None else f"{system}\n{text}", n_images, has_special=True)
-            if self._processor is not None and not n_places and not self._has_places(ids, n_images):
-                # it may put images and special tokens there by itself, as that of Florence-2 does
-                own = self._processed(prompt if system is None else f"{system}\n{prompt}", n_images)
-                ids = own if self._has_places(own, n_images) else ids
+            before = "" if system is None else f"{system}\n"
+            ids = self._placed(before + text, before + prompt, n_images)
         else:
             text = self._rendered(prompt, 0 if n_places else n_images, system)
             start = self.preprocessor.tokenizer.bos_token
@@ -78,6 +75,31 @@ class Prompter:
         if not self._has_places(ids, n_images):
             found = f"its processor makes {ids.count(self.image_token)} tokens of {n_images} images"
             raise ModelError(self._place, found, expected=f"{self.image_tokens} for each, as the model has features")
+        return ids
+
+    def _placed(self, text: str, bare: str, n_images: int) -> list[int]:
+        """The ids of a text with its placeholders; `bare` is without those that were added for the images.
+
+        A processor may put images and special tokens there by itself (that of Florence-2), and then takes no others.
+        """
+        ids: list[int] = []
+        problem: ModelError | None = None
+        try:
+            ids = self._ids(text, n_images, has_special=True)
+        except ModelError as error:
+            problem = error
+        if self._processor is None or text == bare or self._has_places(ids, n_images):
+            if problem is not None:
+                raise problem
+            return ids
+        try:
+            own = self._processed(bare, n_images)
+        except ModelError:  # then the first way tells what is wrong
+            own = []
+        if self._has_places(own, n_images):
+            return own
+        if problem is not None:
+            raise problem
         return ids
 
     def _beside_image(self, text: str, n_images: int) -> list[int]:
