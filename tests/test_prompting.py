@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
 
 from vlmopt.core.errors import ModelError, TaskError
+from vlmopt.core.program import NO_WORD, Generation
 from vlmopt.preprocess import Preprocessor
 from vlmopt.prompting import Prompter
 
@@ -236,3 +238,38 @@ def test_an_artifact_carries_what_prompts_need(tmp_path: Path) -> None:
     folder = llava_folder(tmp_path, template=MIXED, ends=END)
     names = {path.name for path in Preprocessor.load(folder).files}
     assert {"chat_template.jinja", "generation_config.json", "processor_config.json", "tokenizer.json"} <= names
+
+
+def florence_folder(folder: Path) -> Path:
+    """A processor that puts image and special tokens around a text by itself, and spells tasks out."""
+    words = ["[PAD]", "[UNK]", "<s>", "</s>", "<image>", "what", "colour", "What", "does", "the", "image", "describe?"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "bos_token": "<s>", "eos_token": "</s>"}
+    more = {"extra_special_tokens": {"image_token": "<image>"}}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **more).save_pretrained(folder)
+    processor = {"image_processor_type": "CLIPImageProcessor", "processor_class": "Florence2Processor"}
+    sizes = {"size": {"height": 8, "width": 8}, "crop_size": {"height": 8, "width": 8}, "image_seq_length": 2}
+    (folder / "preprocessor_config.json").write_text(json.dumps({**processor, **sizes}))
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def test_a_processor_that_places_images_by_itself_is_left_to_it(tmp_path: Path) -> None:
+    made = Prompter(Preprocessor.load(florence_folder(tmp_path)), 4, 2)
+    assert made.encode("what colour", 1) == [4, 4, 2, 5, 6, 3]
+    assert made.encode("<CAPTION>", 1) == [4, 4, 2, 7, 8, 9, 10, 11, 3]
+
+
+def test_where_no_word_stands_for_an_image_it_comes_first_and_alone(tmp_path: Path) -> None:
+    preprocessor = Preprocessor.load(florence_folder(tmp_path))
+    front = Generation(NO_WORD, 3, stop_tokens=(6,), start_tokens=(2,))
+    across = replace(front, image_tokens=0, cross_source="vision_encoder")
+    read = replace(across, cross_source="encoder_model")
+    assert Prompter.of(preprocessor, front).encode("what colour", 1) == [-1, -1, -1, 2, 5, 6]
+    assert Prompter.of(preprocessor, across).encode("", 1) == [2]
+    assert Prompter.of(preprocessor, read).encode("what", 1) == preprocessor.tokenizer("what")["input_ids"]
+    assert Prompter.of(preprocessor, front).encode_answer("what") == [5, 6]
+    for n_images in (0, 2):
+        with pytest.raises(TaskError, match=f"comes with {n_images} images; expected one: the model reads a single"):
+            Prompter.of(preprocessor, front).encode("what", n_images)

@@ -7,6 +7,12 @@ from typing import Any
 
 from tests import toys
 
+WITHOUT_TEMPLATE = ("git", "blip_caption", "blip_vqa", "florence2")
+TEMPLATE = (
+    "{% for message in messages %}USER {% for part in message['content'] %}"
+    "{{ '<image> ' if part['type'] == 'image' else part['text'] + ' ' }}{% endfor %}{% endfor %}BOT "
+)
+
 
 def write_prompt_files(family: str, folder: Path) -> None:
     """A tokenizer of whole words that knows the image's placeholder, a chat template, and an image processor."""
@@ -35,10 +41,8 @@ def write_prompt_files(family: str, folder: Path) -> None:
     special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "bos_token": "[CLS]", "eos_token": "[SEP]"}
     made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
     made.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    made.chat_template = (
-        "{% for message in messages %}USER {% for part in message['content'] %}"
-        "{{ '<image> ' if part['type'] == 'image' else part['text'] + ' ' }}{% endfor %}{% endfor %}BOT "
-    )
+    if family not in WITHOUT_TEMPLATE:
+        made.chat_template = TEMPLATE
     made.save_pretrained(folder)
     _image_processor(family).save_pretrained(folder)
 

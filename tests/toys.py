@@ -12,6 +12,8 @@ import torch
 import yaml
 from PIL import Image
 
+from tests import toys_across
+
 TEXT: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -93,13 +95,6 @@ def blip() -> torch.nn.Module:
     return BlipModel(
         BlipConfig(text_config={**TEXT, "encoder_hidden_size": 32}, vision_config=VISION, projection_dim=16)
     )
-
-
-def git() -> torch.nn.Module:
-    from transformers import GitConfig, GitForCausalLM
-
-    text = {key: value for key, value in TEXT.items() if key != "projection_dim"}
-    return GitForCausalLM(GitConfig(vision_config=VISION, **text))
 
 
 def llava_llama() -> torch.nn.Module:
@@ -290,8 +285,13 @@ GENERATIVE: dict[str, Callable[[], torch.nn.Module]] = {
     "blip2": blip2,
     "smolvlm": smolvlm,
     "idefics3": idefics3,
+    "git": toys_across.git,
+    "blip_caption": toys_across.blip_caption,
+    "blip_vqa": toys_across.blip_vqa,
+    "florence2": toys_across.florence2,
 }
 IMAGE_SIZES: dict[str, tuple[int, int]] = {  # height and width, where the configuration does not decide
+    "florence2": (32, 32),
     "llava_next": (26, 64),
     "llava_onevision": (64, 60),
     "qwen2_vl": (16, 24),
@@ -305,7 +305,6 @@ FAMILIES: dict[str, Callable[[], torch.nn.Module]] = {
     "vilt": vilt,
     "blip_matching": blip_matching,
     "blip": blip,
-    "git": git,
 }
 
 

@@ -15,6 +15,8 @@ from jinja2 import TemplateError
 from PIL import Image
 
 from vlmopt.core.errors import ModelError, TaskError
+from vlmopt.core.manifest import GenerationEntry
+from vlmopt.core.program import Generation
 from vlmopt.preprocess import Preprocessor, read_json
 
 TEMPLATE_FAILURES = (TemplateError, TypeError, ValueError, AttributeError, LookupError)
@@ -27,11 +29,23 @@ class Prompter:
     """Turns prompts and answers of one model into token ids.
 
     `image_token` is the id that stands for one feature of an image, `image_tokens` how many features an image has.
+    Where it is below zero no word does: a prompt has one image, and its features, if the decoder reads them there, lie
+    in front of the text. `start_tokens` begin a text in place of what the tokenizer puts around it; `stop_tokens`, if
+    any, end an answer in place of those that the folder states.
     """
 
     preprocessor: Preprocessor
     image_token: int
     image_tokens: int
+    start_tokens: tuple[int, ...] = ()
+    stop_tokens: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, preprocessor: Preprocessor, generation: Generation | GenerationEntry) -> Prompter:
+        """As the parts of a model are joined. An encoder reads a text as its tokenizer has it."""
+        start = () if generation.reads_across else generation.start_tokens
+        found = (generation.image_token, generation.image_tokens, start, generation.stop_tokens)
+        return cls(preprocessor, *found)
 
     def encode(self, prompt: str, n_images: int, *, system: str | None = None) -> list[int]:
         """The ids behind which the model writes its answer, every image in the places of its features.
@@ -44,21 +58,57 @@ class Prompter:
             TaskError: the prompt holds placeholders, but not one for every image.
             ModelError: the template or the processor fails, or makes of an image another number of features.
         """
+        if self.image_token < 0:
+            return self._beside_image(prompt if system is None else f"{system}\n{prompt}", n_images)
         n_places = prompt.count(self.placeholder)
         if n_places not in (0, n_images):
             found = f"holds {n_places} {self.placeholder} for {n_images} images"
             raise TaskError(f"prompt {prompt[:60]!r}", found, expected="one for every image, or none at all")
         if self._template is None:
             text = prompt if n_places else self.placeholder * n_images + prompt
-            ids = self._ids(text if system is None else f"{system}\n{text}", n_images, has_special=True)
+            before = "" if system is None else f"{system}\n"
+            ids = self._placed(before + text, before + prompt, n_images)
         else:
             text = self._rendered(prompt, 0 if n_places else n_images, system)
             start = self.preprocessor.tokenizer.bos_token
             ids = self._ids(text, n_images, has_special=not start or not text.startswith(start))
-        if ids.count(self.image_token) != n_images * self.image_tokens:
+        if not self._has_places(ids, n_images):
             found = f"its processor makes {ids.count(self.image_token)} tokens of {n_images} images"
             raise ModelError(self._place, found, expected=f"{self.image_tokens} for each, as the model has features")
         return ids
+
+    def _placed(self, text: str, bare: str, n_images: int) -> list[int]:
+        """The ids of a text with its placeholders; `bare` is without those that were added for the images.
+
+        A processor may put images and special tokens there by itself (that of Florence-2), and then takes no others.
+        """
+        ids: list[int] = []
+        problem: ModelError | None = None
+        try:
+            ids = self._ids(text, n_images, has_special=True)
+        except ModelError as error:
+            problem = error
+        if self._processor is None or text == bare or self._has_places(ids, n_images):
+            if problem is not None:
+                raise problem
+            return ids
+        try:
+            own = self._processed(bare, n_images)
+        except ModelError:  # then the first way tells what is wrong
+            own = []
+        if self._has_places(own, n_images):
+            return own
+        if problem is not None:
+            raise problem
+        return ids
+
+    def _beside_image(self, text: str, n_images: int) -> list[int]:
+        """A text and one image, for which no word stands."""
+        if n_images != 1:
+            expected = "one: the model reads a single image beside a text"
+            raise TaskError(f"prompt {text[:60]!r}", f"comes with {n_images} images", expected=expected)
+        ids = self._ids_of_text(text, has_special=not self.start_tokens)
+        return [*[self.image_token] * self.image_tokens, *self.start_tokens, *ids]
 
     def encode_answer(self, text: str) -> list[int]:
         """The ids of an answer behind a prompt, the one that ends it last.
@@ -84,6 +134,8 @@ class Prompter:
     def end_tokens(self) -> tuple[int, ...]:
         """The ids that end an answer, as the model's generation configuration or its configuration states them, else
         the tokenizer's."""
+        if self.stop_tokens:
+            return self.stop_tokens
         configuration = self.preprocessor.configuration
         stated = (
             self._generation_configuration.get("eos_token_id"),
@@ -198,19 +250,30 @@ class Prompter:
 
     def _ids(self, text: str, n_images: int, *, has_special: bool) -> list[int]:
         if self._processor is None:
-            made = self.preprocessor.tokenizer(text, add_special_tokens=has_special)["input_ids"]
+            made = self._ids_of_text(text, has_special=has_special)
             return [token for own in made for token in [own] * (self.image_tokens if own == self.image_token else 1)]
+        return self._processed(text, n_images, add_special_tokens=has_special)
+
+    def _has_places(self, ids: Sequence[int], n_images: int) -> bool:
+        return ids.count(self.image_token) == n_images * self.image_tokens
+
+    def _processed(self, text: str, n_images: int, **settings: bool) -> list[int]:
+        """What the processor makes of a text with images, all of which come out in one size."""
+        assert self._processor is not None
         size = self.preprocessor.image_size or (1, 1)
-        images = [Image.new("RGB", size[::-1]) for _ in range(n_images)]  # all images come out in this size
+        images = [Image.new("RGB", size[::-1]) for _ in range(n_images)]
         try:
-            made = self._processor(images=images or None, text=[text], add_special_tokens=has_special)["input_ids"]
+            made = self._processor(images=images or None, text=[text], **settings)["input_ids"]
         except Exception as problem:
             found = f"its processor fails on a prompt of {n_images} images ({problem})"
             raise ModelError(self._place, found) from problem
         return [int(token) for token in made[0]]
 
     def _plain_ids(self, text: str) -> list[int]:
-        return [int(token) for token in self.preprocessor.tokenizer(text, add_special_tokens=False)["input_ids"]]
+        return self._ids_of_text(text, has_special=False)
+
+    def _ids_of_text(self, text: str, *, has_special: bool) -> list[int]:
+        return [int(token) for token in self.preprocessor.tokenizer(text, add_special_tokens=has_special)["input_ids"]]
 
     @cached_property
     def _end_token(self) -> int:

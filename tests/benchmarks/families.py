@@ -19,19 +19,6 @@ FORMER: dict[str, Any] = {
     "encoder_hidden_size": 32,
     "vocab_size": 64,
 }
-_BART = {"layers": 2, "ffn_dim": 64, "attention_heads": 4}
-
-
-def florence2() -> torch.nn.Module:
-    from transformers import BartConfig, Florence2Config, Florence2ForConditionalGeneration, Florence2VisionConfig
-
-    widths = {"embed_dim": (8, 16, 32, 32), "num_heads": (2, 2, 2, 2), "num_groups": (2, 2, 2, 2)}
-    vision = Florence2VisionConfig(**widths, depths=(1, 1, 1, 1), window_size=2, projection_dim=32)
-    sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in _BART.items()}
-    text = BartConfig(**sides, d_model=32, vocab_size=64, max_position_embeddings=128)
-    return Florence2ForConditionalGeneration(
-        Florence2Config(vision_config=vision, text_config=text, image_token_id=IMAGE_TOKEN)
-    )
 
 
 def blip2_t5() -> torch.nn.Module:
@@ -51,13 +38,6 @@ def instructblip() -> torch.nn.Module:
     return InstructBlipForConditionalGeneration(
         InstructBlipConfig(vision_config=VISION, qformer_config=FORMER, text_config=LlamaConfig(**DECODER), **more)
     )
-
-
-def blip_caption() -> torch.nn.Module:
-    from transformers import BlipConfig, BlipForConditionalGeneration
-
-    text = {**toys.TEXT, "encoder_hidden_size": 32}
-    return BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=VISION, projection_dim=16))
 
 
 def pix2struct() -> torch.nn.Module:
@@ -261,19 +241,15 @@ FURTHER: dict[str, Callable[[], torch.nn.Module]] = {
     "ovis2": ovis2,
     "instructblip": instructblip,
     "blip2_t5": blip2_t5,
-    "florence2": florence2,
     "mllama": mllama,
     "idefics": idefics,
     "idefics2": idefics2,
-    "blip_caption": blip_caption,
-    "git": toys.git,
     "pix2struct": pix2struct,
 }
 IMAGE_SIZES: dict[str, tuple[int, int]] = {  # height and width, where the configuration does not decide
     **toys.IMAGE_SIZES,
     "lfm2_vl": (32, 32),
     "glm4v": (16, 24),
-    "florence2": (32, 32),
     "pix2struct": (32, 32),
 }
 TRIED: tuple[str, ...] = (*toys.GENERATIVE, *FURTHER)

@@ -13,7 +13,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,14 @@ from transformers import (
 
 from tests import toys
 from tests.benchmarks import families
-from tests.capture.test_generative import for_eager, prompts, source_of
-from tests.emit.test_generative import Emitted, read_prompt
+from tests.capture.test_generative import prompts, source_of, written
+from tests.emit.test_generative import Emitted, opened_in_files, read_prompt
 from vlmopt.capture import capture, capture_model
 from vlmopt.core.errors import VlmoptError
-from vlmopt.core.program import Assembly, Program
+from vlmopt.core.program import PAST, PRESENT, Assembly, Program
 from vlmopt.core.progress import Silent
 from vlmopt.emit import emit_program
-from vlmopt.graph.assembled import DECODER, embedded, empty_cache, placed, step
+from vlmopt.graph.assembled import DECODER, embedded, opened, placed, step
 
 Found = dict[str, float | str]
 SHAPES = (((1,), 0), ((1, 1), 3))  # images of each prompt, and padding in front of all but the last
@@ -80,41 +80,36 @@ def _departures(
 ) -> dict[str, float]:
     """Largest differences from the logits of the model's own loop, as a share of the largest of them."""
     ids, mask, pixels = prompts(program, n_images=n_images, n_padding=n_padding)
-    settings = {"max_new_tokens": N_NEW, "min_new_tokens": N_NEW, "do_sample": False, "eos_token_id": None}
-    images = for_eager(model, ids, pixels, n_images)
-    eager = model.generate(
-        input_ids=ids, attention_mask=mask, **images, **settings, return_dict_in_generate=True, output_logits=True
-    )
-    graphs, files = _replayed(program, emitted, eager.sequences, mask, pixels)
+    tokens, logits = written(model, ids, mask, pixels, n_images, n_new=N_NEW)
+    graphs, files = _replayed(program, emitted, tokens, (ids, mask, pixels))
+    wanted = logits.unbind(1)
     return {
-        "parity_capture": max(map(_departure, graphs, eager.logits)),
-        "parity_prefill": _departure(files[0], eager.logits[0]),
-        "parity_decode": max(map(_departure, files[1:], eager.logits[1:])),
+        "parity_capture": max(map(_departure, graphs, wanted)),
+        "parity_prefill": _departure(files[0], wanted[0]),
+        "parity_decode": max(map(_departure, files[1:], wanted[1:])),
     }
 
 
 def _replayed(
-    program: Program, emitted: Emitted, sequences: Tensor, mask: Tensor, pixels: Tensor | None
+    program: Program, emitted: Emitted, tokens: Tensor, given: tuple[Tensor, Tensor, Tensor | None]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Logits of the last token behind the prompt and behind each new token, [B, V]: of the graphs, and of the files.
     Each has its own cache and reads the tokens that eager wrote.
     """
-    length = mask.shape[1]
     graphs, files = list[Tensor](), list[Tensor]()
-    own: Mapping[str, Tensor] | None = None
-    cache: Mapping[str, Tensor] = empty_cache(program.components[DECODER], len(mask))
-    for end in range(length, length + N_NEW):
-        ids, new = sequences[:, :end], sequences[:, :end] if end == length else sequences[:, end - 1 : end]
-        images = pixels if end == length else None
-        if end > length:
-            mask = torch.cat([mask, torch.ones_like(new)], 1)
-        logits, own = step(program, embedded(program, new, images), mask, own, input_ids=ids)
-        embeds = read_prompt(emitted, new, images)
-        feed = {"inputs_embeds": embeds, **placed(program, mask, new.shape[1], input_ids=ids), **cache}
+    first, read = opened(program, *given), opened_in_files(emitted, *given)
+    ids, mask, own, cache = first.input_ids, first.attention_mask, first.cache, dict(read.cache)
+    embeds, in_files = first.inputs_embeds, read.inputs_embeds
+    names = [spec.name.replace(PRESENT, PAST) for spec in program.components[DECODER].outputs[1:]]
+    for token in tokens.split(1, 1):
+        logits, own = step(program, embeds, mask, own, input_ids=ids)
+        feed = {"inputs_embeds": in_files, **placed(program, mask, embeds.shape[1], input_ids=ids), **cache}
         found, *present = emitted.run(DECODER, feed)
-        cache = dict(zip(own, present, strict=True))
+        cache |= dict(zip(names, present, strict=True))
         graphs.append(logits[:, -1])
         files.append(found[:, -1])
+        ids, mask = torch.cat([ids, token], 1), torch.cat([mask, torch.ones_like(token)], 1)
+        embeds, in_files = embedded(program, token), read_prompt(emitted, token, None)
     return graphs, files
 
 

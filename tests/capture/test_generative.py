@@ -16,14 +16,16 @@ from tests import toys
 from vlmopt.capture import capture, capture_model
 from vlmopt.cli import entry
 from vlmopt.core.errors import CaptureError, VlmoptError
-from vlmopt.core.program import Assembly, ModelSource, Program
-from vlmopt.graph.assembled import DECODER, EMBEDDING, VISION, embedded, grid_positions, placed, step
+from vlmopt.core.program import NO_WORD, Assembly, ModelSource, Program
+from vlmopt.graph.assembled import DECODER, EMBEDDING, ENCODER, VISION, embedded, grid_positions, opened, placed, step
 from vlmopt.graph.branches import find_branches
 from vlmopt.graph.stored import read_program, write_program
 from vlmopt.graph.text import component_text
 
 N_NEW = 8
-QUICK = ("llava_llama", "llava_tied", "gemma3", "qwen2_5_vl")  # plain, tied, typed tokens with windows, a grid
+ALONE = ("git", "blip", "florence2")
+# plain, tied, typed tokens with windows, a grid, an image in front, cross attention to an image and to a prompt
+QUICK = ("llava_llama", "llava_tied", "gemma3", "qwen2_5_vl", "git", "blip_caption", "blip_vqa")
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in toys.GENERATIVE if name not in QUICK]
 FAMILIES = (*QUICK, *SLOW)
 
@@ -51,6 +53,10 @@ def prompts(program: Program, *, n_images: tuple[int, ...], n_padding: int) -> t
     rows = []
     for count in n_images:
         words = torch.randint(4, 60, (6,), generator=generator)
+        if mark == NO_WORD:
+            start = () if program.generation.reads_across else program.generation.start_tokens
+            rows.append(torch.cat([torch.tensor([*[mark] * n_features, *start], dtype=torch.int64), words[count:]]))
+            continue
         images = [torch.cat([word[None], torch.full((n_features,), mark)]) for word in words[:count]]
         rows.append(torch.cat([words[:1], *images, words[2:]]))
     length = max(map(len, rows)) + n_padding * (len(rows) > 1)
@@ -66,11 +72,13 @@ def answer(
     program: Program, ids: Tensor, mask: Tensor, pixels: Tensor | None, *, is_cached: bool
 ) -> tuple[Tensor, Tensor]:
     """Greedy tokens [B, N_NEW] and their logits; without the cache each is computed from the whole text before it."""
-    embeds, cache_, found = embedded(program, ids, pixels), None, list[Tensor]()
+    first = opened(program, ids, mask, pixels)
+    ids, mask, embeds, cache_ = first.input_ids, first.attention_mask, first.inputs_embeds, first.cache
+    found = list[Tensor]()
     prompt, is_answer = embeds, torch.zeros_like(ids, dtype=torch.bool)
     for _ in range(N_NEW):
         feed = {"input_ids": ids} if is_cached else {"input_ids": ids, "is_answer": is_answer}
-        logits, cache_ = step(program, prompt, mask, cache_ if is_cached else None, **feed)
+        logits, cache_ = step(program, prompt, mask, cache_ if is_cached else first.cache, **feed)
         found.append(logits[:, -1])
         token = found[-1].argmax(-1, keepdim=True)
         ids, is_answer = torch.cat([ids, token], 1), torch.cat([is_answer, torch.ones_like(token).bool()], 1)
@@ -100,6 +108,33 @@ def for_eager(model: Any, ids: Tensor, pixels: Tensor | None, n_images: tuple[in
     return given
 
 
+def written(
+    model: Any, ids: Tensor, mask: Tensor, pixels: Tensor | None, n_images: tuple[int, ...], *, n_new: int = N_NEW
+) -> tuple[Tensor, Tensor]:
+    """What eager's own loop writes, tokens [B, n_new] and their logits; where its way with padding is not ours, it is
+    asked prompt by prompt."""
+    settings = {"max_new_tokens": n_new, "min_new_tokens": n_new, "do_sample": False, "eos_token_id": None}
+    if model.config.model_type not in ALONE:
+        feeds = [{"input_ids": ids, "attention_mask": mask, **for_eager(model, ids, pixels, n_images)}]
+    else:
+        if model.config.model_type == "blip":
+            del settings["eos_token_id"]  # it gives its own
+        shares = torch.split(pixels, n_images) if pixels is not None else [None] * len(ids)
+        feeds = [alone(model, row[seen == 1], own) for row, seen, own in zip(ids, mask, shares, strict=True)]
+    found = [model.generate(**f, **settings, return_dict_in_generate=True, output_logits=True) for f in feeds]
+    tokens = torch.cat([one.sequences[:, -n_new:] for one in found])
+    return tokens, torch.cat([torch.stack(one.logits, 1) for one in found])
+
+
+def alone(model: Any, ids: Tensor, pixels: Tensor | None) -> dict[str, Tensor]:
+    """A prompt by itself, as its processor hands it over: without places for an image, if none are words."""
+    words = ids[ids >= 0][None]
+    if type(model).__name__ == "BlipForConditionalGeneration":
+        words = torch.cat([words, torch.tensor([[3]])], 1)  # what ends a text for its tokenizer; the model takes it off
+    given = {} if pixels is None or not len(pixels) else {"pixel_values": pixels}
+    return {"input_ids": words, "attention_mask": torch.ones_like(words), **given}
+
+
 CASES = {
     "an image": ((1,), 0),
     "two images": ((2,), 0),
@@ -114,50 +149,72 @@ def test_it_answers_as_eager_does_token_by_token(toy: tuple[Any, Program], case:
     model, program = toy
     n_images, n_padding = CASES[case]
     ids, mask, pixels = prompts(program, n_images=n_images, n_padding=n_padding)
-    settings = {"max_new_tokens": N_NEW, "min_new_tokens": N_NEW, "do_sample": False, "eos_token_id": None}
     if pixels is None and model.config.model_type == "blip-2":
         pytest.skip("eager takes no prompt without an image")
-    images = for_eager(model, ids, pixels, n_images)
+    assert program.generation is not None
+    if program.generation.image_token == NO_WORD and set(n_images) != {1}:
+        pytest.skip("a prompt has one image")
     with torch.no_grad():
-        eager = model.generate(
-            input_ids=ids, attention_mask=mask, **images, **settings, return_dict_in_generate=True, output_logits=True
-        )
+        wanted, wanted_logits = written(model, ids, mask, pixels, n_images)
         for is_cached in (True, False):
             tokens, logits = answer(program, ids, mask, pixels, is_cached=is_cached)
-            assert torch.equal(tokens, eager.sequences[:, ids.shape[1] :])
-            assert torch.allclose(logits, torch.stack(eager.logits, 1), atol=1e-4)
+            assert torch.equal(tokens, wanted)
+            assert torch.allclose(logits, wanted_logits, atol=1e-4)
 
 
 def test_the_components_are_those_that_runtimes_expect(toy: tuple[Any, Program]) -> None:
     model, program = toy
     assert program.assembly is Assembly.GENERATIVE
-    assert list(program.components) == [VISION, EMBEDDING, DECODER]
-    decoder = program.components[DECODER]
-    n_layers = model.config.text_config.num_hidden_layers
-    assert program.generation is not None
-    types = ["token_type_ids"] if program.generation.token_types else []
-    own = ["inputs_embeds", "attention_mask", "position_ids", *types]
-    assert [spec.name for spec in decoder.inputs[: len(own) + 1]] == [*own, "past_key_values_0_key"]
-    assert len(decoder.inputs) == len(own) + 2 * n_layers
-    n_heads = 4 if model.config.model_type == "blip-2" else 2
+    decoder, generation = program.components[DECODER], program.generation
+    assert generation is not None
+    encoder = [ENCODER] if generation.reads_across else []
+    assert list(program.components) == [VISION, EMBEDDING, *encoder, DECODER]
+    types = ["token_type_ids"] if generation.token_types else []
+    masks = ["encoder_attention_mask"] if generation.reads_across else []
+    own = ["inputs_embeds", "attention_mask", "position_ids", *types, *masks]
+    kind = "" if generation.cross_source is None else "decoder_"
+    assert [spec.name for spec in decoder.inputs[: len(own) + 1]] == [*own, f"past_key_values_0_{kind}key"]
+    assert len(decoder.inputs) == len(own) + 2 * 3 * (1 if generation.cross_source is None else 2)
+    n_heads = 4 if model.config.model_type in ("blip-2", *ALONE) else 2
     assert decoder.inputs[len(own)].shape == ("batch", n_heads, "past", 8)
     assert decoder.outputs[0].shape == ("batch", "sequence", 64)
-    assert [spec.name for spec in decoder.outputs[1:3]] == ["present_0_key", "present_0_value"]
+    assert [spec.name for spec in decoder.outputs[1:3]] == [f"present_0_{kind}key", f"present_0_{kind}value"]
+
+
+@pytest.mark.parametrize(
+    ("family", "length"),
+    [("blip_caption", 17), ("blip_vqa", "encoder"), pytest.param("florence2", "encoder", marks=pytest.mark.slow)],
+)
+def test_what_is_attended_to_across_goes_from_one_component_into_the_other(family: str, length: int | str) -> None:
+    _, program = captured_toy(family)
+    assert program.generation is not None
+    assert program.generation.cross_source is not None
+    source, decoder = program.components[program.generation.cross_source], program.components[DECODER]
+    given = [(spec.name.replace("present", "past_key_values"), spec.shape[1:]) for spec in source.outputs]
+    assert given == [(spec.name, spec.shape[1:]) for spec in decoder.inputs if spec.is_cross]
+    names = [f"past_key_values_{layer}_encoder_{side}" for layer in range(3) for side in ("key", "value")]
+    assert given == [(name, (4, length, 8)) for name in names]
+    assert decoder.inputs[-1].name_in_files == "past_key_values.2.encoder.value"
 
 
 def test_every_branch_of_tower_and_decoder_is_found(toy: tuple[Any, Program]) -> None:
     _, program = toy
     decoder = find_branches(program.components[DECODER].graph)
-    assert [branch.kind.value for branch in decoder] == ["attention", "ffn"] * 3
+    assert program.generation is not None
+    across = [] if program.generation.cross_source is None else ["cross_attention"]
+    assert [branch.kind.value for branch in decoder] == ["attention", *across, "ffn"] * 3
     tower = [branch.kind.value for branch in find_branches(program.components[VISION].graph)]
     if "cross_attention" in tower:  # queries read the image behind the encoder, in every other layer
         tower, former = tower[:6], tower[6:]
         assert former == ["attention", "cross_attention", "ffn", "attention", "ffn"]
+    if "other" in tower:  # convolutions with a stream around them
+        assert tower == ["other", "attention", "other", "ffn"] * 8
+        return
     assert tower == ["attention", "ffn"] * (len(tower) // 2)
     assert len(tower) >= 4
 
 
-@pytest.mark.parametrize("family", ["llava_tied", "gemma3", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["llava_tied", "gemma3", "qwen2_5_vl", "git", "blip_vqa"])
 def test_it_is_read_back_as_it_was_written(family: str, tmp_path: Path) -> None:
     _, program = captured_toy(family)
     write_program(program, tmp_path, name="toy")
@@ -165,7 +222,7 @@ def test_it_is_read_back_as_it_was_written(family: str, tmp_path: Path) -> None:
     assert again.generation == program.generation
     assert again.dims == program.dims
     ids, mask, pixels = prompts(program, n_images=(1,), n_padding=0)
-    assert torch.equal(*(step(one, embedded(one, ids, pixels), mask, input_ids=ids)[0] for one in (program, again)))
+    assert torch.equal(*(answer(one, ids, mask, pixels, is_cached=True)[1] for one in (program, again)))
 
 
 def test_it_is_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

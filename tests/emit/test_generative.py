@@ -14,11 +14,24 @@ import torch
 from torch import Tensor
 
 from tests.capture.test_generative import FAMILIES, captured_toy, prompts
-from vlmopt.core.program import Program
+from vlmopt.core.program import NO_WORD, Program
 from vlmopt.core.progress import Silent
 from vlmopt.emit import emit_program
 from vlmopt.emit.onnx_file import SharedWeights, emit_onnx
-from vlmopt.graph.assembled import DECODER, EMBEDDING, VISION, embedded, empty_cache, placed, step
+from vlmopt.graph.assembled import (
+    DECODER,
+    EMBEDDING,
+    ENCODER,
+    VISION,
+    Cache,
+    Opening,
+    embedded,
+    empty_cache,
+    on_the_right,
+    opened,
+    placed,
+    step,
+)
 
 EMBEDDING_BYTES = 64 * 32 * 4  # vocabulary times width, float32
 
@@ -39,10 +52,13 @@ class Emitted:
                 str(file), settings, providers=["CPUExecutionProvider"]
             )
         names = {spec.name: spec.name_in_files for spec in self.program.components[component].inputs}
-        found = self.sessions[component].run(
-            None, {names[key]: np.ascontiguousarray(value) for key, value in feed.items()}
-        )
-        return [torch.from_numpy(value) for value in found]
+        arrays = {names[key]: np.ascontiguousarray(value) for key, value in feed.items() if key in names}
+        return [torch.from_numpy(value) for value in self.sessions[component].run(None, arrays)]
+
+    def crossed(self, component: str, feed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the decoder attends to across, by the names of its inputs."""
+        outputs = zip(self.program.components[component].outputs, self.run(component, feed), strict=True)
+        return {spec.name.replace("present", "past_key_values"): value for spec, value in outputs if spec.is_cross}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -55,23 +71,60 @@ def emitted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.mark.parametrize(("n_images", "n_padding"), [((1,), 0), ((1, 2), 2), ((0,), 0)])
 def test_prompt_and_cached_steps_equal_the_program(emitted: Emitted, n_images: tuple[int, ...], n_padding: int) -> None:
     program = emitted.program
+    assert program.generation is not None
+    if program.generation.image_token == NO_WORD:
+        n_images = (1,) * len(n_images)
     ids, mask, pixels = prompts(program, n_images=n_images, n_padding=n_padding)
     with torch.no_grad():
-        embeds = embedded(program, ids, pixels)
-        assert torch.allclose(read_prompt(emitted, ids, pixels), embeds, atol=1e-5)
-        cache = empty_cache(program.components[DECODER], len(ids))
+        first, own = opened(program, ids, mask, pixels), opened_in_files(emitted, ids, mask, pixels)
+        ids, mask, embeds, cache = first.input_ids, first.attention_mask, first.inputs_embeds, first.cache
+        assert torch.allclose(own.inputs_embeds, embeds, atol=1e-5)
+        assert own.cache.keys() == cache.keys()
+        assert all(torch.allclose(*_seen(own.cache, cache, name), atol=1e-5) for name in cache)
         for _ in range(3):
             logits, after = step(program, embeds, mask, cache, input_ids=ids)
             feed = {"inputs_embeds": embeds, **placed(program, mask, embeds.shape[1], input_ids=ids), **cache}
             found, *present = emitted.run(DECODER, feed)
             seen = mask[:, -embeds.shape[1] :].bool()
             assert torch.allclose(found[seen], logits[seen], atol=1e-4)
-            for one, other in zip(present, after.values(), strict=True):
+            for one, other in zip(present, after.values(), strict=False):
                 filled = mask.bool()[:, None, :, None].expand_as(other)
                 assert torch.allclose(one[filled], other[filled], atol=1e-4)
             token = logits[:, -1:].argmax(-1)
             embeds, cache = embedded(program, token), after
             ids, mask = torch.cat([ids, token], 1), torch.cat([mask, torch.ones_like(token)], 1)
+
+
+def _seen(one: Cache, other: Cache, name: str) -> tuple[Tensor, Tensor]:
+    """An entry of both without what is padded, and then never read."""
+    if "_encoder_" not in name or "encoder_attention_mask" not in one:
+        return one[name], other[name]
+    filled = one["encoder_attention_mask"].bool()[:, None, :, None]
+    return one[name] * filled, other[name] * filled
+
+
+def opened_in_files(emitted: Emitted, ids: Tensor, mask: Tensor, pixels: Tensor | None) -> Opening:
+    """As `opened`, from the graphs in front of the decoder."""
+    program = emitted.program
+    generation, cache = program.generation, empty_cache(program.components[DECODER], len(ids))
+    assert generation is not None
+    if generation.cross_source is None:
+        return Opening(ids, mask, read_prompt(emitted, ids, pixels), cache)
+    if not generation.reads_across:
+        assert pixels is not None
+        cache |= emitted.crossed(VISION, {"pixel_values": pixels})
+        return Opening(ids, mask, read_prompt(emitted, ids, None), cache)
+    ids, mask = on_the_right(ids, mask)
+    feed = {"input_ids": ids, "attention_mask": mask}
+    taken = {spec.name for spec in program.components[ENCODER].inputs}
+    if "inputs_embeds" in taken:
+        feed["inputs_embeds"] = read_prompt(emitted, ids, pixels)
+    if "image_features" in taken:
+        assert pixels is not None
+        (feed["image_features"],) = emitted.run(VISION, {"pixel_values": pixels})
+    cache |= emitted.crossed(ENCODER, feed) | {"encoder_attention_mask": mask}
+    ids = torch.tensor([generation.start_tokens] * len(ids))
+    return Opening(ids, torch.ones_like(ids), read_prompt(emitted, ids, None), cache)
 
 
 def read_prompt(emitted: Emitted, ids: Tensor, pixels: Tensor | None) -> Tensor:
@@ -85,7 +138,8 @@ def read_prompt(emitted: Emitted, ids: Tensor, pixels: Tensor | None) -> Tensor:
 
 
 def test_names_and_folder_are_those_that_runtimes_expect(emitted: Emitted) -> None:
-    names = (VISION, EMBEDDING, DECODER)
+    names = tuple(emitted.program.components)
+    kind = ".decoder" if any(spec.is_cross for spec in emitted.program.components[DECODER].inputs) else ""
     assert {name: files["onnx"] for name, files in emitted.files.items()} == {n: f"onnx/{n}.onnx" for n in names}
     graph = onnx.load(emitted.folder / emitted.files[DECODER]["onnx"], load_external_data=False).graph
     shapes = {
@@ -94,8 +148,8 @@ def test_names_and_folder_are_those_that_runtimes_expect(emitted: Emitted) -> No
     }
     assert shapes["attention_mask"] == ["batch_size", "total"]
     heads = next(spec.shape[1] for spec in emitted.program.components[DECODER].inputs if spec.name.endswith("key"))
-    assert shapes["past_key_values.0.key"] == ["batch_size", heads, "past", 8]
-    assert shapes["present.2.value"] == ["batch_size", heads, "total", 8]
+    assert shapes[f"past_key_values.0{kind}.key"] == ["batch_size", heads, "past", 8]
+    assert shapes[f"present.2{kind}.value"] == ["batch_size", heads, "total", 8]
     assert shapes["logits"] == ["batch_size", "sequence", 64]
 
 

@@ -27,7 +27,7 @@ passes: [canonicalize, share-subexpressions, fold-constants]
 """
 
 
-OTHERS = [pytest.param(family, marks=pytest.mark.slow) for family in ("siglip", "vilt", "git")]
+OTHERS = [pytest.param(family, marks=pytest.mark.slow) for family in ("siglip", "vilt")]
 
 
 @pytest.mark.parametrize("family", ["clip", *OTHERS])

@@ -15,7 +15,9 @@ import yaml
 from PIL import Image
 
 from tests import toys
+from tests.capture.test_generative import alone
 from tests.conftest import Workshop
+from tests.toy_prompts import WITHOUT_TEMPLATE
 from vlmopt.cli import entry
 from vlmopt.core.errors import ArtifactError, TaskError
 from vlmopt.core.manifest import GenerationEntry, read_manifest
@@ -58,10 +60,12 @@ def eager_tokens(family: str, model: Model, request: Request) -> list[int]:
     """What Hugging Face's own `generate` writes behind the same ids and pixels."""
     generation = model.manifest.generation
     assert generation is not None
-    prompter = Prompter(model.preprocessor, generation.image_token, generation.image_tokens)
+    prompter = Prompter.of(model.preprocessor, generation)
     ids = torch.tensor([prompter.encode(request.prompt, len(request.images))])
     pixels = model.preprocessor.images(list(request.images)) if request.images else {}
     given = {name: torch.from_numpy(value) for name, value in pixels.items()}
+    if family in WITHOUT_TEMPLATE:
+        return written_alone(family, ids[0], given["pixel_values"], prompter)
     # what its own processor says beside them
     is_image = (ids == generation.image_token).long()
     if "image_grid_thw" in given:
@@ -73,7 +77,20 @@ def eager_tokens(family: str, model: Model, request: Request) -> list[int]:
         found = toys.make(family).generate(  # type: ignore[operator]
             input_ids=ids, attention_mask=torch.ones_like(ids), **given, max_new_tokens=N_NEW, do_sample=False
         )
-    tokens = [int(token) for token in found[0, ids.shape[1] :]]
+    return up_to_end([int(token) for token in found[0, ids.shape[1] :]], prompter)
+
+
+def written_alone(family: str, ids: torch.Tensor, pixels: torch.Tensor, prompter: Prompter) -> list[int]:
+    """The same for models whose own loop counts from another place: they give their answer and what it starts with."""
+    model: Any = toys.make(family)
+    feed = alone(model, ids, pixels)
+    n_start = 1 if family in ("blip_vqa", "florence2") else int((ids >= 0).sum())
+    with torch.no_grad():
+        found = model.generate(**feed, max_new_tokens=N_NEW, do_sample=False)
+    return up_to_end([int(token) for token in found[0, n_start:]], prompter)
+
+
+def up_to_end(tokens: list[int], prompter: Prompter) -> list[int]:
     ends = [place for place, token in enumerate(tokens) if token in prompter.end_tokens]
     return tokens[: ends[0] + 1] if ends else tokens  # toys name no end of their own
 
@@ -94,6 +111,9 @@ def test_answers_are_those_of_the_original_token_by_token(folder: Path, colours:
     [
         ("qwen2_vl", 1),
         ("smolvlm", 2),
+        ("git", 1),
+        ("blip_vqa", 1),
+        pytest.param("florence2", 1, marks=pytest.mark.slow),
         pytest.param("internvl", 2, marks=pytest.mark.slow),
         pytest.param("gemma3", 2, marks=pytest.mark.slow),
         pytest.param("paligemma", 1, marks=pytest.mark.slow),
@@ -104,6 +124,58 @@ def test_other_families_answer_as_their_originals(workshop: Workshop, family: st
     request = Request(QUESTION, [picture("red"), picture("blue").resize((91, 17))][:n_images])
     (answer,) = answered(model.answering([request], max_new_tokens=N_NEW))
     assert list(answer.token_ids) == eager_tokens(family, model, request)
+
+
+CAPTIONER = "decoder_model_merged/text_decoder.bert.encoder.layer"
+CAPTIONER_CUTS = [f"{CAPTIONER}.0.attention", f"{CAPTIONER}.1.crossattention"]
+
+
+def test_a_caption_is_written_unasked(workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = compiled(workshop, "blip_caption", [])
+    model = load(folder, threads=1)
+    found = model.generate(images=picture("red"), max_new_tokens=N_NEW)
+    assert list(found.token_ids) == eager_tokens("blip_caption", model, Request("", [picture("red")]))
+    begun = model.generate("a photo of", picture("red"), max_new_tokens=N_NEW)
+    assert list(begun.token_ids) == eager_tokens("blip_caption", model, Request("a photo of", [picture("red")]))
+    picture("red").save(tmp_path / "red.png")
+    assert entry.run(["run", str(folder), "--image", str(tmp_path / "red.png"), "--max-new-tokens", str(N_NEW)]) == 0
+    assert capsys.readouterr().out == f"{found.text}\n"
+    with pytest.raises(TaskError, match="comes with 2 images; expected one: the model reads a single image"):
+        model.generate("a photo of", [picture("red"), picture("blue")])
+    assert entry.run(["run", str(folder), "--prompt", "a photo of"]) == 1
+    assert "comes with 0 images" in capsys.readouterr().err
+
+
+def test_a_cut_cross_attention_has_no_entry_any_more(workshop: Workshop) -> None:
+    cut, whole = (compiled(workshop, "blip_caption", branches) for branches in (CAPTIONER_CUTS, []))
+    manifest = read_manifest(cut)
+    assert manifest.generation is not None
+    assert (manifest.generation.cache_layers, manifest.generation.cross_layers) == ((1, 2), (0, 2))
+    decoder, tower = (manifest.components[name] for name in ("decoder_model_merged", "vision_encoder"))
+    entries = [f"{n}.encoder.{side}" for n in (0, 1) for side in ("key", "value")]
+    own = [entry.replace("encoder", "decoder") for entry in entries]
+    assert [spec.name for spec in decoder.inputs[3:]] == [f"past_key_values.{entry}" for entry in (*own, *entries)]
+    assert [spec.name for spec in tower.outputs] == [f"present.{entry}" for entry in entries]
+    requests = [Request("a photo of", [picture("red")]), Request("", [picture("blue")])]
+    answers = {}
+    for folder in (cut, whole):
+        model = load(folder, threads=1)
+        together = answered(model.answering(requests, max_new_tokens=N_NEW))
+        lone = [model.generate(request.prompt, request.images, max_new_tokens=N_NEW) for request in requests]
+        assert [answer.token_ids for answer in together] == [answer.token_ids for answer in lone]
+        answers[folder] = [answer.token_ids for answer in lone]
+    assert answers[cut] != answers[whole]
+    assert entry.run(["verify", "-q", str(cut)]) == 0
+
+
+def test_questions_of_other_lengths_are_answered_as_alone(workshop: Workshop) -> None:
+    model = load(compiled(workshop, "blip_vqa", []), threads=1)
+    requests = [Request(QUESTION, [picture("red")]), Request("what is it of a photo ?", [picture("blue")])]
+    together = answered(model.answering(requests, max_new_tokens=N_NEW))
+    lone = [model.generate(request.prompt, request.images, max_new_tokens=N_NEW) for request in requests]
+    assert [answer.token_ids for answer in together] == [answer.token_ids for answer in lone]
+    with pytest.raises(ArtifactError, match="the prompt: is empty"):
+        model.generate(images=picture("red"))
 
 
 def test_prompts_side_by_side_are_answered_as_alone(folder: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from vlmopt.capture.patches import n_deep
+from vlmopt.capture.prefix import is_prefixed, prefixed_step
 from vlmopt.capture.samples import text_config
 from vlmopt.capture.wrappers import Wrapper
 from vlmopt.core.errors import CaptureError
@@ -18,7 +19,7 @@ from vlmopt.core.errors import CaptureError
 
 def reads_types(model: nn.Module) -> bool:
     """Types of tokens decide which of them see what comes behind them."""
-    return "token_type_ids" in inspect.signature(model.forward).parameters
+    return is_prefixed(model) or "token_type_ids" in inspect.signature(model.forward).parameters
 
 
 class Decoder(Wrapper):
@@ -36,7 +37,7 @@ class Decoder(Wrapper):
         own = ("inputs_embeds", "attention_mask", "position_ids")
         types = ("token_type_ids",) if reads_types(model) else ()
         self.n_deep = n_deep(model)
-        self._one_way = one_way_type(model) if types else 0
+        self._one_way = one_way_type(model) if types and not is_prefixed(model) else 0
         self.inputs = (*own, *types, *self.past)
         self.outputs = ("logits", *(f"present_{layer}_{side}" for layer, side in sides))
 
@@ -55,6 +56,10 @@ class Decoder(Wrapper):
         cache = DynamicCache()
         for layer, (keys, values) in enumerate(zip(past[::2], past[1::2], strict=True)):
             cache.update(keys, values, layer)
+        if is_prefixed(self.model):
+            assert token_type_ids is not None
+            logits = prefixed_step(self.model, inputs_embeds, attention_mask, position_ids, token_type_ids, cache)
+            return (logits, *_present(cache))
         mask: Any = attention_mask
         if token_type_ids is not None:
             mask = self._typed_mask(inputs_embeds, attention_mask, token_type_ids, cache)
@@ -67,7 +72,7 @@ class Decoder(Wrapper):
             use_cache=True,
             **self._added(deep),
         )
-        present = (value for layer in cache.layers for value in (layer.keys, layer.values))
+        present = _present(cache)
         if "logits" in found:  # a language model with its own last layer
             return (found.logits, *present)
         logits = self.model.get_output_embeddings()(found.last_hidden_state)
@@ -96,6 +101,10 @@ class Decoder(Wrapper):
             token_type_ids=torch.cat([past, types], 1),
             is_first_iteration=True,
         )
+
+
+def _present(cache: DynamicCache) -> list[Tensor]:
+    return [value for layer in cache.layers for value in (layer.keys, layer.values)]
 
 
 def one_way_type(model: Any) -> int:

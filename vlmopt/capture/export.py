@@ -87,6 +87,10 @@ def _export(
             return torch.export.export(
                 module, (), kwargs=module.arguments(sample), dynamic_shapes=module.arguments(dynamic), strict=False
             )
+    except CaptureError as error:  # the wrapper knows what is wrong
+        raise CaptureError(
+            f"{error.place} of {type(module.model).__name__}", error.found, expected=error.expected, remedy=error.remedy
+        ) from error
     except Exception as error:
         place = f"{name} of {type(module.model).__name__}"
         if fixed := dict(_FIXED.findall(str(error))):

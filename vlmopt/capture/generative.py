@@ -6,28 +6,30 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from vlmopt.capture.across import across_of
+from vlmopt.capture.crossed import capture_crossed
 from vlmopt.capture.decoder import Decoder, reads_types
-from vlmopt.capture.export import capture_component, run_eager
+from vlmopt.capture.export import run_eager
 from vlmopt.capture.joining import generation_of
+from vlmopt.capture.parts import dims_of, part, sample
 from vlmopt.capture.patches import merged_grid, n_deep, reads_patches
 from vlmopt.capture.plan import CapturePlan
-from vlmopt.capture.samples import longest_text, text_config
+from vlmopt.capture.prefix import PrefixTower, is_prefixed
+from vlmopt.capture.samples import text_config
 from vlmopt.capture.towers import tower_of
-from vlmopt.capture.whole import compare_whole
-from vlmopt.capture.wrappers import TokenEmbedding, Wrapper, image_method
+from vlmopt.capture.whole import compare_alone, compare_whole
+from vlmopt.capture.wrappers import TokenEmbedding, VisionEncoder, image_method
 from vlmopt.core.errors import CaptureError
 from vlmopt.core.program import Assembly, Component, Dim, ModelSource, Program
-from vlmopt.graph.assembled import DECODER, EMBEDDING, VISION, positions
-
-BATCH, SEQUENCE, PAST = (2, 3), (5, 7), (4, 3)  # two sizes of each, none of them 0 or 1
-TYPICAL_SEQUENCE = 64  # tokens of a prompt without its images
+from vlmopt.graph.assembled import DECODER, EMBEDDING, VISION
 
 
 def is_generative(model: nn.Module) -> bool:
     """It writes text, and encoder of images, embedding and decoder can be called alone."""
+    if is_prefixed(model) or across_of(model) is not None:
+        return True
     names = ("get_decoder", "get_input_embeddings", "get_output_embeddings", "can_generate")
     if image_method(model) is None or not all(hasattr(model, name) for name in names):
         return False
@@ -40,12 +42,16 @@ def capture_generative(model: nn.Module, source: ModelSource, plan: CapturePlan)
     Raises:
         CaptureError: a part cannot be captured, or the whole is more than its parts.
     """
+    across = across_of(model)
+    if across is not None:
+        return capture_crossed(across, source, plan)
     _refuse_unread(model, source)
-    dims = _dims(plan)
-    tokens = TokenEmbedding(model, n_deep(model))
-    embedding = _component(EMBEDDING, tokens, {"input_ids": ("batch", "sequence")}, dims, plan)
+    dims = dims_of(plan)
+    tokens = TokenEmbedding(model, n_deep(model), has_places=is_prefixed(model))
+    embedding = part(EMBEDDING, tokens, {"input_ids": ("batch", "sequence")}, dims, plan)
     tower, pixels = tower_of(model, plan)
-    vision = _component(VISION, tower, {"pixel_values": pixels}, dims, plan)
+    _refuse_unseen(tower, source)
+    vision = part(VISION, tower, {"pixel_values": pixels}, dims, plan)
     n_features, width = _features(vision)
     grid = merged_grid(plan.config, plan.image) if reads_patches(model) else None
     decoder = _decoder(model, plan, dims, width)
@@ -53,8 +59,33 @@ def capture_generative(model: nn.Module, source: ModelSource, plan: CapturePlan)
     generation = generation_of(model, source, image_tokens=n_features, image_grid=grid)
     program = Program(Assembly.GENERATIVE, components, dims, source, generation=generation)
     if plan.with_weights:
-        compare_whole(model, program, plan, tower)
+        if isinstance(tower, PrefixTower):
+            compare_alone(model, program, plan, tower.asked)
+        else:
+            compare_whole(model, program, plan, tower)
     return program
+
+
+def _refuse_unseen(tower: VisionEncoder, source: ModelSource) -> None:
+    """Features that follow from more than the pixels cannot be made before the prompt is read, or for one size."""
+    method = image_method(tower.model)
+    if method is None:
+        return
+    known = inspect.signature(method).parameters.values()
+    needed = {p.name for p in known if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+    needed -= {"pixel_values", *tower.beside}
+    if not needed:
+        return
+    reads_prompt = any("input_ids" in name for name in needed)
+    why = "so what it sees in an image depends on the prompt" if reads_prompt else "for images of many sizes"
+    prompt_free = "the same family without the prompt there (BLIP-2 for InstructBLIP)"
+    one_size = "a model with one image size or one grid (LLaVA, SmolVLM, Qwen2.5-VL)"
+    raise CaptureError(
+        f"{source.path}, get_image_features of {source.architecture}",
+        f"needs {' and '.join(sorted(needed))} beside the pixels, {why}",
+        expected="features that follow from the pixels of images of one size alone",
+        remedy=f"take {prompt_free if reads_prompt else one_size}",
+    )
 
 
 def _features(vision: Component) -> tuple[int, int]:
@@ -69,79 +100,21 @@ def _features(vision: Component) -> tuple[int, int]:
 
 def _refuse_unread(model: nn.Module, source: ModelSource) -> None:
     """What a model reads and no step here gives it would be silently left out, also where the whole is compared."""
-    found = ""
     config: Any = model.config
     if any(getattr(each, "is_encoder_decoder", False) for each in (config, text_config(config))):
-        found = "writes its answer from the states of an encoder"
-    elif "mm_token_type_ids" in inspect.signature(model.forward).parameters and not reads_patches(model):
-        found = "reads kinds of tokens (mm_token_type_ids) beside their places"
-    if found:
         raise CaptureError(
             source.path,
-            f"{source.architecture} {found}",
-            expected="a decoder that reads features of images in its prompt",
+            f"{source.architecture} writes its answer from the states of an encoder",
+            expected="a decoder that reads features of images in its prompt, or an encoder and decoder of BART or BLIP",
+            remedy="take a variant with a decoder alone, such as BLIP-2 with OPT in place of T5",
         )
-
-
-def _dims(plan: CapturePlan) -> dict[str, Dim]:
-    longest = longest_text(plan.config)
-    batch = plan.dims["batch"]
-    typical = min(TYPICAL_SEQUENCE, longest)
-    return {
-        "images": Dim("images", batch.minimum, batch.maximum, batch.typical),
-        "batch": batch,
-        "sequence": Dim("sequence", 1, longest, typical),
-        "past": Dim("past", 0, longest, 0),
-        "total": Dim("total", 1, 2 * longest, typical, sum_of=("sequence", "past")),
-    }
-
-
-def _component(
-    name: str,
-    wrapper: Wrapper,
-    shapes: Mapping[str, tuple[int | str, ...]],
-    dims: Mapping[str, Dim],
-    plan: CapturePlan,
-) -> Component:
-    sizes = [
-        {"images": b, "batch": b, "sequence": s, "past": p, "total": s + p}
-        for b, s, p in zip(BATCH, SEQUENCE, PAST, strict=True)
-    ]
-    used = {size for shape in shapes.values() for size in shape}
-    return capture_component(
-        name,
-        wrapper.eval(),
-        [_sample(plan, shapes, size) for size in sizes],
-        dims={key: dim for key, dim in dims.items() if key in used},
-        shapes=shapes,
-        rewrite=plan.rewrite(wrapper.model),
-        is_checked=plan.with_weights,
-    )
-
-
-def _sample(
-    plan: CapturePlan, shapes: Mapping[str, tuple[int | str, ...]], sizes: Mapping[str, int]
-) -> dict[str, Tensor]:
-    """Inputs of these shapes; in every other row the first token is padding."""
-    made: dict[str, Tensor] = {}
-    generator = torch.Generator().manual_seed(sizes["total"])
-    for name, named in shapes.items():
-        shape = [size if isinstance(size, int) else sizes[size] for size in named]
-        if name == "input_ids":
-            made[name] = torch.randint(0, int(text_config(plan.config).vocab_size), shape, generator=generator)
-        elif name == "attention_mask":
-            made[name] = torch.ones(shape, dtype=torch.int64)
-            made[name][1::2, 0] = 0
-        elif name == "token_type_ids":
-            made[name] = torch.randint(0, 2, shape, generator=generator)
-        elif name == "position_ids":
-            # contiguous, for torch.export takes the strides of a slice for sizes
-            made[name] = positions(made["attention_mask"])[:, -sizes["sequence"] :].expand(shape).contiguous()
-            if len(shape) > 2:  # rows that are told apart
-                made[name] += torch.arange(shape[0])[:, None, None]
-        else:
-            made[name] = torch.randn(shape, generator=generator, dtype=getattr(torch, plan.dtype))
-    return {name: value.to(plan.device) for name, value in made.items()}
+    if "mm_token_type_ids" in inspect.signature(model.forward).parameters and not reads_patches(model):
+        raise CaptureError(
+            source.path,
+            f"{source.architecture} reads kinds of tokens (mm_token_type_ids) beside their places",
+            expected="a decoder that reads features of images in its prompt",
+            remedy="vlmopt/capture/README.md lists the families that do",
+        )
 
 
 def _decoder(model: nn.Module, plan: CapturePlan, dims: Mapping[str, Dim], width: int) -> Component:
@@ -154,7 +127,7 @@ def _decoder(model: nn.Module, plan: CapturePlan, dims: Mapping[str, Dim], width
     shapes |= _beside(wrapper)
     for name, (heads, size) in zip(wrapper.past, entries, strict=True):
         shapes[name] = ("batch", heads, "past", size)
-    return _component(DECODER, wrapper, shapes, dims, plan)
+    return part(DECODER, wrapper, shapes, dims, plan)
 
 
 def _beside(wrapper: Decoder) -> dict[str, tuple[int | str, ...]]:
@@ -172,7 +145,7 @@ def _cache_entries(model: nn.Module, plan: CapturePlan, width: int) -> list[tupl
         "inputs_embeds": ("batch", "sequence", width),
     }
     probe = Decoder(model, 0)
-    sample = _sample(plan, {**named, **_beside(probe)}, sizes)
+    given = sample(plan, {**named, **_beside(probe)}, sizes)
     with plan.rewrite(model):  # without weights, eager would stop where it looks into the data
-        _, *present = run_eager(DECODER, probe, {**sample, "past": ()}, call=probe)
+        _, *present = run_eager(DECODER, probe, {**given, "past": ()}, call=probe)
     return [(int(value.shape[1]), int(value.shape[3])) for value in present]

@@ -9,9 +9,11 @@ from torch import nn
 
 from vlmopt.capture.decoder import one_way_type, reads_types
 from vlmopt.capture.export import run_eager
+from vlmopt.capture.prefix import is_prefixed
+from vlmopt.capture.samples import text_config
 from vlmopt.capture.wrappers import Wrapper
 from vlmopt.core.errors import CaptureError
-from vlmopt.core.program import Generation, ModelSource
+from vlmopt.core.program import NO_WORD, Generation, ModelSource
 
 
 def generation_of(
@@ -22,6 +24,9 @@ def generation_of(
     Raises:
         CaptureError: the configuration names no token for images.
     """
+    if is_prefixed(model):
+        found = (image_tokens, _stop_tokens(model), _start_tokens(model))
+        return Generation(NO_WORD, *found, first_position=-image_tokens, token_types=(0, 1, 0))  # text counts from 0
     return Generation(
         _image_token(model, source),
         image_tokens,
@@ -48,6 +53,16 @@ def _stop_tokens(model: nn.Module) -> tuple[int, ...]:
     config: Any = getattr(model, "generation_config", None)
     found = getattr(config, "eos_token_id", None)
     return () if found is None else tuple(found) if isinstance(found, list | tuple) else (int(found),)
+
+
+def _start_tokens(model: nn.Module) -> tuple[int, ...]:
+    """What the text of a model begins with that has no prompt otherwise."""
+    config: Any = model.config
+    found = text_config(config).bos_token_id
+    if not isinstance(found, int):
+        place = f"{type(model).__name__}, bos_token_id of config.json"
+        raise CaptureError(place, f"is {found!r}", expected="the token that begins a text")
+    return (found,)
 
 
 def _first_position(model: Any) -> int:

@@ -11,6 +11,7 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 
 from vlmopt.capture.patches import n_deep, patch_grid, patch_size, reads_patches
 from vlmopt.capture.plan import CapturePlan
+from vlmopt.capture.prefix import PrefixTower, is_prefixed
 from vlmopt.capture.samples import vision_config
 from vlmopt.capture.wrappers import VisionEncoder
 
@@ -23,6 +24,8 @@ def tower_of(model: nn.Module, plan: CapturePlan) -> tuple[VisionEncoder, Shape]
         rows, columns = patch_grid(plan.config, plan.image)
         return PatchTower(model, (rows, columns)), ("images", rows * columns, patch_size(plan.config))
     shape = ("images", plan.channels, *plan.image)
+    if is_prefixed(model):
+        return PrefixTower(model), shape
     known = inspect.signature(model.forward).parameters
     if "pixel_attention_mask" in known:
         return TileTower(model), shape
@@ -37,6 +40,8 @@ class PatchTower(VisionEncoder):
 
     Features that the decoder adds behind its early layers stand beside those in the prompt: [N, T, D * (1 + layers)].
     """
+
+    beside = frozenset({"image_grid_thw"})
 
     def __init__(self, model: nn.Module, grid: tuple[int, int]) -> None:
         super().__init__(model)
@@ -57,6 +62,8 @@ class PatchTower(VisionEncoder):
 
 class ViewTower(VisionEncoder):
     """`pixel_values` [N, n, C, H, W], for each of N images the whole and its tiles -> `image_features` [N, T, D]."""
+
+    beside = frozenset({"image_sizes"})
 
     def __init__(self, model: nn.Module, image: tuple[int, int]) -> None:
         super().__init__(model)

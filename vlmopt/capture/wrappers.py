@@ -6,11 +6,13 @@ The model lies under `model`, a prefix that raising cuts off again, so every ten
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from vlmopt.core.errors import CaptureError
 
 PREFIX = "model."
 
@@ -80,6 +82,7 @@ class VisionEncoder(Wrapper):
 
     inputs = ("pixel_values",)
     outputs = ("image_features",)
+    beside: ClassVar[frozenset[str]] = frozenset()  # what it gives the model's method beside the pixels
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
         with _WholeBatch():
@@ -106,20 +109,38 @@ class _WholeBatch(TorchFunctionMode):
 
 
 class TokenEmbedding(Wrapper):
-    """`input_ids` [B, S] -> `inputs_embeds` [B, S, D], zeros beside them where images have `n_deep` more features."""
+    """`input_ids` [B, S] -> `inputs_embeds` [B, S, D], zeros beside them where images have `n_deep` more features.
+
+    With `has_places` tokens may lie below zero: those stand for features of images, and what they give is not read.
+    """
 
     inputs = ("input_ids",)
     outputs = ("inputs_embeds",)
 
-    def __init__(self, model: nn.Module, n_deep: int) -> None:
+    def __init__(self, model: nn.Module, n_deep: int, *, has_places: bool = False) -> None:
         super().__init__(model)
         self.n_deep = n_deep
+        self.has_places = has_places
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor]:
-        embeds = self.model.get_input_embeddings()(input_ids)
+        words = input_ids.clamp(min=0) if self.has_places else input_ids
+        embeds = self.model.get_input_embeddings()(words)
         return (nn.functional.pad(embeds, (0, self.n_deep * embeds.shape[-1])) if self.n_deep else embeds,)
 
 
 def _pooled(features: Any) -> Any:
-    """The projected features: `pooler_output`, or what a method of older releases of transformers returns."""
-    return features["pooler_output"] if isinstance(features, Mapping) else features
+    """The projected features: `pooler_output`, or what a method of older releases of transformers returns.
+
+    Raises:
+        CaptureError: they are not projected yet.
+    """
+    if not isinstance(features, Mapping):
+        return features
+    if features.get("pooler_output") is None:
+        raise CaptureError(
+            "features of images",
+            f"come as {', '.join(features)}: the model projects them for its decoder later, where no part shows it",
+            expected="a method get_image_features with pooler_output, the features as the decoder reads them",
+            remedy="a rewrite can project them there (see vlmopt/capture/README.md); until then take another model",
+        )
+    return features["pooler_output"]

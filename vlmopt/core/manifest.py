@@ -57,10 +57,23 @@ class GenerationEntry(_Entry):
     image_token: int
     image_tokens: int
     stop_tokens: tuple[int, ...] = ()
+    start_tokens: tuple[int, ...] = ()
     first_position: int = 0
     token_types: tuple[int, int, int] | None = None
     image_grid: tuple[int, int] | None = None
+    cross_source: str | None = None
     cache_layers: tuple[int, ...] = ()
+    cross_layers: tuple[int, ...] = ()
+
+    @property
+    def reads_across(self) -> bool:
+        """Whether an encoder reads the prompt, and the decoder attends to it."""
+        return self.cross_source == "encoder_model"
+
+    @property
+    def writes_unasked(self) -> bool:
+        """Whether it describes an image without a prompt: text begins with tokens of its own."""
+        return bool(self.start_tokens) and not self.reads_across
 
 
 class SourceEntry(_Entry):

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 PAST, PRESENT = "past_key_values_", "present_"  # inputs and outputs of a decoder that hold its cache
-_CACHE = re.compile(r"^(past_key_values|present)_(\d+)_(key|value)$")
+NO_WORD = -1  # stands for images in the prompts of models that have no token for them
+_CACHE = re.compile(r"^(past_key_values|present)_(\d+)_(?:(decoder|encoder)_)?(key|value)$")
 _DIMS_IN_FILES = {"batch": "batch_size"}
 
 
@@ -37,7 +38,20 @@ class TensorSpec:
     @property
     def name_in_files(self) -> str:
         """The name that runtimes know: those of a cache have dots there (`past_key_values.0.key`)."""
-        return _CACHE.sub(r"\1.\2.\3", self.name)
+        found = _CACHE.match(self.name)
+        return self.name if found is None else ".".join(part for part in found.groups() if part)
+
+    @property
+    def cache_layer(self) -> int | None:
+        """The layer whose keys or values these are; None where they are no entry of a cache."""
+        found = _CACHE.match(self.name)
+        return None if found is None else int(found[2])
+
+    @property
+    def is_cross(self) -> bool:
+        """Keys or values of what the decoder attends to across, made once for a prompt (`..._N_encoder_key`)."""
+        found = _CACHE.match(self.name)
+        return found is not None and found[3] == "encoder"
 
     @property
     def shape_in_files(self) -> tuple[int | str, ...]:
@@ -82,15 +96,35 @@ class Similarity:
 class Generation:
     """The join of a generative assembly: features of images take the places of `image_token` in the embedded prompt, in
     order, and what the decoder returns as `present_N_*` is its `past_key_values_N_*` in the next step.
+
+    Where no word of the vocabulary stands for images, `image_token` is `NO_WORD`: the features of the one image lie in
+    front of the text.
+
+    With a `cross_source` the decoder attends to an image, or to a prompt, across: this component returns the keys and
+    values for it, `present_N_encoder_*`, once for a prompt. Is it the encoder of images, the prompt is the decoder's;
+    is it an encoder of prompts, that one reads the prompt, and the decoder begins with `start_tokens` alone.
     """
 
-    image_token: int  # the token that stands for one feature
+    image_token: int  # the token that stands for one feature; below zero it is no word, and a prompt has one image
     image_tokens: int  # features of one image
     stop_tokens: tuple[int, ...] = ()  # an answer ends with any of them
+    start_tokens: tuple[int, ...] = ()  # what text begins with, in place of what the tokenizer would put around it
     first_position: int = 0  # what `position_ids` count from
     token_types: tuple[int, int, int] | None = None  # `token_type_ids` of a prompt's text, images, answer
     image_grid: tuple[int, int] | None = None  # rows and columns of an image's features, for 3-row positions
+    cross_source: str | None = None  # the component that returns what the decoder attends to across
     cache_layers: tuple[int, ...] = ()  # of an emitted program: the decoder's layer of every entry of the cache
+    cross_layers: tuple[int, ...] = ()  # ... and of every entry that it attends to across
+
+    @property
+    def reads_across(self) -> bool:
+        """Whether an encoder reads the prompt, and the decoder attends to it."""
+        return self.cross_source == "encoder_model"
+
+    @property
+    def writes_unasked(self) -> bool:
+        """Whether it describes an image without a prompt: text begins with tokens of its own."""
+        return bool(self.start_tokens) and not self.reads_across
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ def copy_processor(files: Sequence[Path], program: Program, folder: Path) -> Non
 def _fit(folder: Path, generation: Generation) -> None:
     configuration = _read(folder / CONFIGURATION)
     if configuration:
-        fitted = _with_layers(configuration, generation.cache_layers)
+        # where a decoder attends across, no number of layers says which of its attentions are left
+        fitted = _with_layers(configuration, () if generation.cross_source else generation.cache_layers)
         write_json(folder / CONFIGURATION, {**fitted, JAVASCRIPT: _javascript(folder)})
     ends = _read(folder / GENERATION)
     if generation.stop_tokens and ends.get("eos_token_id") is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,8 +13,82 @@ from vlmopt.core.program import PAST, PRESENT, Component, Generation, Program
 from vlmopt.graph.replay import inputs_of
 
 VISION, EMBEDDING, DECODER = "vision_encoder", "embed_tokens", "decoder_model_merged"
+ENCODER = "encoder_model"  # reads the prompt of a model whose decoder attends to it across
+ENCODER_MASK = "encoder_attention_mask"
 
-Cache = Mapping[str, Tensor]  # inputs `past_key_values_N_*` of the decoder, [B, H, P, K]
+Cache = Mapping[str, Tensor]  # inputs `past_key_values_N_*` of the decoder, [B, H, P, K], and what it attends to across
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What the decoder reads first: tokens [B, S] with their mask, as embeddings [B, S, D], and its cache."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    inputs_embeds: Tensor
+    cache: dict[str, Tensor]
+
+
+def opened(program: Program, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor | None = None) -> Opening:
+    """The beginning of an answer to prompts [B, S], padded on the left. For images see `embedded`.
+
+    Raises:
+        VlmoptError: the decoder attends to an image, and there is not one for every prompt.
+    """
+    generation, decoder = _generation(program), program.components[DECODER]
+    cache = empty_cache(decoder, len(input_ids))
+    if generation.cross_source is None:
+        return Opening(input_ids, attention_mask, embedded(program, input_ids, pixel_values), cache)
+    source = program.components[generation.cross_source]
+    if generation.reads_across:
+        ids, mask = on_the_right(input_ids, attention_mask)
+        cache |= _crossed(source, encoder_feed(program, ids, mask, pixel_values))
+        if any(spec.name == ENCODER_MASK for spec in decoder.inputs):
+            cache[ENCODER_MASK] = mask
+        input_ids = ids.new_tensor(generation.start_tokens).expand(len(ids), -1)
+        attention_mask = torch.ones_like(input_ids)
+    else:
+        cache |= _crossed(source, {source.inputs[0].name: _images(source, pixel_values, len(input_ids))})
+    return Opening(input_ids, attention_mask, embedded(program, input_ids), cache)
+
+
+def on_the_right(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows padded on their left, moved so that they are padded on their right: encoders count from the left."""
+    length = attention_mask.sum(-1, keepdim=True)
+    places = torch.arange(input_ids.shape[1], device=input_ids.device)
+    ids = input_ids.gather(1, (places - length) % input_ids.shape[1])
+    return ids, (places < length).to(attention_mask.dtype)
+
+
+def encoder_feed(
+    program: Program, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor | None
+) -> dict[str, Tensor]:
+    """What the encoder of prompts reads, of whichever of these it takes: tokens or embeddings, mask, features."""
+    names = {spec.name for spec in program.components[ENCODER].inputs}
+    feed = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if "inputs_embeds" in names:
+        feed["inputs_embeds"] = embedded(program, input_ids, pixel_values)
+    if "image_features" in names:
+        vision = program.components[VISION]
+        pixels = _images(vision, pixel_values, len(input_ids))
+        (feed["image_features"],) = _run(vision, {vision.inputs[0].name: pixels})
+    return feed
+
+
+def _crossed(source: Component, feed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the decoder attends to across, by the names of its inputs."""
+    pairs = zip(source.outputs, _run(source, feed), strict=True)
+    return {spec.name.replace(PRESENT, PAST, 1): value for spec, value in pairs if spec.is_cross}
+
+
+def _images(vision: Component, pixel_values: Tensor | None, n_prompts: int) -> Tensor:
+    """One image for every prompt, in the shape of the graph's input."""
+    n_images = 0
+    if pixel_values is not None:
+        images = pixel_values.reshape(-1, *(int(size) for size in vision.inputs[0].shape[1:]))
+        if (n_images := len(images)) == n_prompts:
+            return images
+    raise VlmoptError("the prompts", f"{n_images} images for {n_prompts}", expected="one image for every prompt")
 
 
 def embedded(program: Program, input_ids: Tensor, pixel_values: Tensor | None = None) -> Tensor:
@@ -28,6 +103,7 @@ def embedded(program: Program, input_ids: Tensor, pixel_values: Tensor | None = 
     if pixel_values is None:
         return embeds
     vision = program.components[VISION]
+    assert "image_features" in {spec.name for spec in vision.outputs}, "the decoder attends to images across"
     images = pixel_values.reshape(-1, *(int(size) for size in vision.inputs[0].shape[1:]))
     (features,) = _run(vision, {"pixel_values": images})
     places = (input_ids == _generation(program).image_token).unsqueeze(-1)
@@ -35,12 +111,12 @@ def embedded(program: Program, input_ids: Tensor, pixel_values: Tensor | None = 
 
 
 def empty_cache(decoder: Component, batch: int) -> dict[str, Tensor]:
-    """The cache before the first step: nothing for every layer that has an entry."""
+    """The cache before the first step: nothing for every layer that keeps keys and values of its own tokens."""
     sizes = {"batch": batch, "past": 0}
     shapes = {
         spec.name: [size if isinstance(size, int) else sizes[size] for size in spec.shape]
         for spec in decoder.inputs
-        if spec.name.startswith(PAST)
+        if spec.name.startswith(PAST) and not spec.is_cross
     }
     dtypes = {spec.name: getattr(torch, spec.dtype) for spec in decoder.inputs}
     return {name: torch.zeros(shape, dtype=dtypes[name]) for name, shape in shapes.items()}
@@ -59,6 +135,7 @@ def step(
 
     Args:
         attention_mask: [B, P + S] for what the cache holds and for these tokens; zeros are padding, on the left.
+        cache: by default nothing is past; of a decoder that attends across, that of `opened`.
         input_ids, is_answer: see `placed`.
     """
     decoder = program.components[DECODER]
@@ -68,8 +145,9 @@ def step(
         **(empty_cache(decoder, len(inputs_embeds)) if cache is None else cache),
     }
     logits, *present = _run(decoder, feed)
-    names = (spec.name.replace(PRESENT, PAST, 1) for spec in decoder.outputs[1:])
-    return logits, dict(zip(names, present, strict=True))
+    names = [spec.name.replace(PRESENT, PAST, 1) for spec in decoder.outputs[1:]]
+    kept = {} if cache is None else {name: value for name, value in cache.items() if name not in names}
+    return logits, {**dict(zip(names, present, strict=True)), **kept}
 
 
 def placed(
@@ -171,7 +249,9 @@ def greedy(
     found: list[Tensor] = []
     with torch.no_grad():
         has_ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        logits, cache = step(program, embedded(program, input_ids, pixel_values), attention_mask, input_ids=input_ids)
+        opening = opened(program, input_ids, attention_mask, pixel_values)
+        input_ids, attention_mask = opening.input_ids, opening.attention_mask
+        logits, cache = step(program, opening.inputs_embeds, attention_mask, opening.cache, input_ids=input_ids)
         while True:
             token = logits[:, -1].argmax(-1)
             found.append(torch.where(has_ended, -1, token))

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import is_fake
 
-from vlmopt.core.program import PAST, Component, Program, TensorSpec
-from vlmopt.graph.assembled import DECODER, EMBEDDING, VISION, placed
+from vlmopt.core.program import NO_WORD, PAST, PRESENT, Component, Program, TensorSpec
+from vlmopt.graph.assembled import DECODER, EMBEDDING, ENCODER, ENCODER_MASK, VISION, placed
 from vlmopt.graph.branches import find_branches
 from vlmopt.graph.canonical import drop_dead_nodes
 from vlmopt.graph.modules import clone_graph, get_at, has_path, output_values, placeholders, set_at
@@ -105,15 +105,26 @@ class _Joining:
     def component(self) -> Component:
         tokens: tuple[int | str, ...] = ("batch", "sequence")
         vision = self._program.components[VISION].inputs[0]
+        if self._generation.image_token == NO_WORD:  # then every prompt has one
+            vision = replace(vision, shape=("batch", *vision.shape[1:]))
         specs = (
             *(TensorSpec(name, tokens, "int64") for name in ("input_ids", "attention_mask", "labels")),
             vision,
         )
         ids, mask, labels, pixels = (self._graph.placeholder(spec.name) for spec in specs)
-        (embeds, *_) = self._part(EMBEDDING, {"input_ids": ids})
-        (features, *_) = self._part(VISION, {vision.name: pixels})
-        embeds = self._graph.call_function(_merged, (embeds, features, ids, self._generation.image_token))
-        logits = self._decoded(embeds, ids, mask, labels)
+        images = self._named(VISION, {vision.name: pixels})
+        if self._generation.reads_across:
+            rows = self._graph.call_function(_two_rows, (ids, mask, labels, self._generation.start_tokens))
+            prompt, prompt_mask, ids, mask = (self._graph.call_function(operator.getitem, (rows, i)) for i in range(4))
+            feed = {"input_ids": prompt, "attention_mask": prompt_mask, **images}
+            if "inputs_embeds" in {spec.name for spec in self._program.components[ENCODER].inputs}:
+                feed["inputs_embeds"] = self._embedded(prompt, images)
+            across = self._named(ENCODER, feed) | {ENCODER_MASK: prompt_mask}
+            embeds = self._embedded(ids, {})
+        else:
+            across = {name: node for name, node in images.items() if name != "image_features"}
+            embeds = self._embedded(ids, images)
+        logits = self._decoded(embeds, ids, mask, labels, across)
         self._graph.output((self._graph.call_function(answer_scores, (logits, labels)),))
         module = fx.GraphModule(self._root, self._graph, class_name="Component").train(False)
         drop_dead_nodes(module)
@@ -122,18 +133,31 @@ class _Joining:
         compute_shapes(made, self._program.dims)
         return made
 
-    def _decoded(self, embeds: fx.Node, ids: fx.Node, mask: fx.Node, labels: fx.Node) -> fx.Node:
-        """The logits of all tokens, with nothing in the cache."""
+    def _embedded(self, ids: fx.Node, images: Mapping[str, fx.Node]) -> fx.Node:
+        """Tokens as embeddings, features of images in their places."""
+        (embeds, *_) = self._part(EMBEDDING, {"input_ids": ids})
+        if "image_features" not in images:
+            return embeds
+        found = (embeds, images["image_features"], ids, self._generation.image_token)
+        return self._graph.call_function(_merged, found)
+
+    def _named(self, name: str, feed: Mapping[str, fx.Node]) -> dict[str, fx.Node]:
+        """A part's outputs; what the decoder attends to across by the names of its inputs."""
+        outputs = zip(self._program.components[name].outputs, self._part(name, feed), strict=True)
+        return {spec.name.replace(PRESENT, PAST, 1): node for spec, node in outputs}
+
+    def _decoded(
+        self, embeds: fx.Node, ids: fx.Node, mask: fx.Node, labels: fx.Node, across: Mapping[str, fx.Node]
+    ) -> fx.Node:
+        """The logits of all tokens, with nothing in the cache but what the decoder attends to across."""
         decoder = self._program.components[DECODER]
-        names = [
-            spec.name for spec in decoder.inputs if not spec.name.startswith(PAST) and spec.name != "inputs_embeds"
-        ]
+        feed = {"inputs_embeds": embeds, **across}
+        names = [spec.name for spec in decoder.inputs if not spec.name.startswith(PAST) and spec.name not in feed]
         place = _placing(self._program, tuple(names))
         every = self._graph.call_function(place, (mask, ids, labels))
-        feed = {"inputs_embeds": embeds}
         feed |= {name: self._graph.call_function(operator.getitem, (every, i)) for i, name in enumerate(names)}
         for spec in decoder.inputs:
-            if spec.name.startswith(PAST):
+            if spec.name.startswith(PAST) and not spec.is_cross:
                 sizes = tuple(0 if size == "past" else size for size in spec.shape[1:])
                 feed[spec.name] = self._graph.call_function(_nothing, (embeds, *sizes))
         logits = self._part(DECODER, feed)[0]
@@ -173,6 +197,26 @@ def _merged(embeds: Tensor, features: Tensor, input_ids: Tensor, image_token: in
     """Features of the images in their places, [B, S, D]."""
     places = (input_ids == image_token).unsqueeze(-1).expand_as(embeds)
     return embeds.masked_scatter(places, features.to(embeds.dtype))
+
+
+def _two_rows(
+    input_ids: Tensor, attention_mask: Tensor, labels: Tensor, start_tokens: tuple[int, ...]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Tokens and mask of an encoder, which reads the prompts, and of a decoder, which reads the answers behind the
+    tokens that they start with; all [B, S]. A prompt is no shorter than what the decoder starts with.
+    """
+    is_answer = labels >= 0
+    is_prompt = attention_mask.bool() & ~is_answer
+    length = is_prompt.sum(-1, keepdim=True)
+    n, first = input_ids.shape[1], attention_mask.shape[1] - attention_mask.sum(-1, keepdim=True)
+    places = torch.arange(n, device=input_ids.device)
+    prompt = input_ids.gather(1, (places + first) % n)
+    starts, ids = first + length - len(start_tokens), input_ids
+    is_start = (places >= starts) & (places < first + length)
+    for number, token in enumerate(start_tokens):
+        ids = torch.where(places == starts + number, token, ids)
+    seen = (is_answer | is_start).to(attention_mask.dtype)
+    return prompt, (places < length).to(attention_mask.dtype), ids, seen
 
 
 def _nothing(embeds: Tensor, n_heads: int, n_past: int, width: int) -> Tensor:

@@ -10,6 +10,8 @@ from vlmopt.core.program import PAST, PRESENT, Component, Program, TensorSpec
 from vlmopt.graph.assembled import DECODER
 from vlmopt.graph.modules import clone_graph, placeholders
 
+_Numbers = dict[tuple[bool, int], int]  # whether it is attended to across, and its layer -> its number
+
 
 def with_numbered_cache(program: Program) -> Program:
     """The program with the entries of its cache numbered from 0, and a note of the layer that each belongs to.
@@ -18,16 +20,26 @@ def with_numbered_cache(program: Program) -> Program:
     """
     if program.generation is None:
         return program
-    decoder = program.components[DECODER]
-    layers = tuple(dict.fromkeys(_layer(spec) for spec in decoder.outputs if spec.name.startswith(PRESENT)))
-    generation = replace(program.generation, cache_layers=layers)
-    numbers = {layer: number for number, layer in enumerate(layers)}
-    components = {**program.components, DECODER: _renamed(decoder, numbers)}
-    return replace(program.with_components(components), generation=generation)
+    generation, components = program.generation, dict(program.components)
+    own = _layers(components[DECODER], is_cross=False)
+    source = generation.cross_source
+    across = () if source is None else _layers(components[source], is_cross=True)
+    numbers = {(False, layer): number for number, layer in enumerate(own)}
+    numbers |= {(True, layer): number for number, layer in enumerate(across)}
+    for name in (DECODER,) if source is None else (DECODER, source):
+        components[name] = _renamed(components[name], numbers)
+    noted = replace(generation, cache_layers=own, cross_layers=across)
+    return replace(program.with_components(components), generation=noted)
 
 
-def _renamed(component: Component, numbers: dict[int, int]) -> Component:
-    if all(layer == number for layer, number in numbers.items()):
+def _layers(component: Component, *, is_cross: bool) -> tuple[int, ...]:
+    """The layers of the entries that a component returns, in order."""
+    found = (s.cache_layer for s in component.outputs if s.name.startswith(PRESENT) and s.is_cross is is_cross)
+    return tuple(dict.fromkeys(layer for layer in found if layer is not None))
+
+
+def _renamed(component: Component, numbers: _Numbers) -> Component:
+    if all(layer == number for (_, layer), number in numbers.items()):
         return component
     graph = clone_graph(component.graph)
     inputs, outputs = (tuple(_numbered(s, numbers) for s in side) for side in (component.inputs, component.outputs))
@@ -43,13 +55,10 @@ def _rename(graph: fx.GraphModule, node: fx.Node, name: str) -> None:
         node.name = graph.graph._graph_namespace.create_name(name, node)
 
 
-def _numbered(spec: TensorSpec, numbers: dict[int, int]) -> TensorSpec:
-    for prefix in (PAST, PRESENT):
-        if spec.name.startswith(prefix):
-            side = spec.name.rpartition("_")[2]
-            return replace(spec, name=f"{prefix}{numbers[_layer(spec)]}_{side}")
-    return spec
-
-
-def _layer(spec: TensorSpec) -> int:
-    return int(spec.name.split("_")[-2])
+def _numbered(spec: TensorSpec, numbers: _Numbers) -> TensorSpec:
+    layer = spec.cache_layer
+    if layer is None:
+        return spec
+    prefix = PAST if spec.name.startswith(PAST) else PRESENT
+    rest = spec.name.removeprefix(f"{prefix}{layer}")
+    return replace(spec, name=f"{prefix}{numbers[spec.is_cross, layer]}{rest}")

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from vlmopt.core.program import PAST, PRESENT, Component, Dim, Program, TensorSpec
+from vlmopt.graph.assembled import DECODER
 from vlmopt.graph.branches import find_branches
 from vlmopt.graph.canonical import drop_dead_nodes
 from vlmopt.graph.modules import output_node, output_values, placeholders
@@ -35,6 +36,24 @@ def skip(program: Program, component: str, branches: Collection[str]) -> None:
                 part = _without_outputs(part, kept)
         drop_dead_nodes(part.graph)
         program.components[component] = _without_unread_cache(part, program.dims)
+    _drop_unread_cross(program)
+
+
+def _drop_unread_cross(program: Program) -> None:
+    """Drops what is made for cross attentions that are gone; a component keeps what nobody reads if it gives nothing
+    else."""
+    generation = program.generation
+    if generation is None or generation.cross_source not in program.components:
+        return
+    source = program.components[generation.cross_source]
+    read = {spec.name.replace(PAST, PRESENT, 1) for spec in program.components[DECODER].inputs}
+    gone = [place for place, spec in enumerate(source.outputs) if spec.is_cross and spec.name not in read]
+    if gone and len(gone) == len(source.outputs):
+        gone = gone[2:]
+    if gone:
+        made = _without_outputs(source, gone)
+        drop_dead_nodes(made.graph)
+        program.components[source.name] = made
 
 
 def _without_outputs(component: Component, places: Collection[int]) -> Component:

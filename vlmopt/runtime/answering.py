@@ -60,7 +60,7 @@ class Answering:
     def __post_init__(self) -> None:
         self._start = time.perf_counter()
         entry = self.generation
-        self._prompter = Prompter(self.preprocessor, entry.image_token, entry.image_tokens)
+        self._prompter = Prompter.of(self.preprocessor, entry)
         self._prompts = [self._prompt(request) for request in self.requests]
         self._tokens: list[list[int]] = [[] for _ in self.requests]
         self._decoding = Decoding(
@@ -98,7 +98,7 @@ class Answering:
         return replace(self.sampling, repetition_penalty=self._prompter.repetition_penalty)
 
     def _prompt(self, request: Request) -> Prompt:
-        if not request.prompt.strip():
+        if not request.prompt.strip() and not self.generation.writes_unasked:
             raise ArtifactError("the prompt", "is empty", expected="a question or an instruction")
         images = list(request.images)
         ids = tuple(self._prompter.encode(request.prompt, len(images), system=request.system))

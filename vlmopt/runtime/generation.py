@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from onnxruntime import OrtValue
 
 VISION, EMBEDDING, DECODER = "vision_encoder", "embed_tokens", "decoder_model_merged"
+ENCODER, ENCODER_MASK = "encoder_model", "encoder_attention_mask"
+CROSS = ".encoder."  # in the names of what a decoder attends to across
 PAST, PRESENT = "past_key_values.", "present."
 DEFAULT_NEW_TOKENS = 128
 
 Array = NDArray[Any]
+Ids = NDArray[np.int64]
 
 
 class Graphs(Protocol):
@@ -80,9 +83,9 @@ class Decoding:
         self.timing = Timing(0.0, 0.0, 0)
 
     def __iter__(self) -> Iterator[NDArray[np.int64]]:
-        ids, mask = _padded([prompt.token_ids for prompt in self._prompts])
         start = time.perf_counter()
-        logits, cache = self._step(self._embedded(ids, mask), ids, mask, None)
+        ids, mask, embeds, across = self._opened()
+        logits, cache = self._step(embeds, ids, mask, across)
         has_ended = np.zeros(len(ids), dtype=bool)
         for n_made in range(1, self._limit + 1):
             chosen = self._sampling.choose(logits, [row[seen == 1] for row, seen in zip(ids, mask, strict=True)])
@@ -94,7 +97,7 @@ class Decoding:
             mask = np.concatenate([mask, np.ones((len(mask), 1), dtype=np.int64)], axis=1)
             ids = np.concatenate([ids, chosen[:, None]], axis=1)
             embeds = self._graphs(EMBEDDING).run({"input_ids": chosen[:, None]})["inputs_embeds"]
-            logits, cache = self._step(embeds, ids, mask, cache)
+            logits, cache = self._step(embeds, ids, mask, {**across, **cache})
 
     def _note(self, elapsed: float, n_made: int) -> None:
         first = elapsed if n_made == 1 else self.timing.first_token_s
@@ -102,6 +105,8 @@ class Decoding:
 
     def _checked_limit(self, wanted: int | None) -> int:
         longest = max((len(prompt.token_ids) for prompt in self._prompts), default=0)
+        if self._generation.reads_across and longest <= self._graphs(ENCODER).dims["encoder"].maximum:
+            longest = min(longest, len(self._generation.start_tokens))  # the prompt itself lies before the encoder
         if not longest or any(not prompt.token_ids for prompt in self._prompts):
             raise ArtifactError("the prompt", "is empty", expected="a question or an instruction")
         room = self._decoder.dims["sequence"].maximum - longest
@@ -112,17 +117,48 @@ class Decoding:
             raise ArtifactError("the prompt", found, expected=expected, remedy=remedy)
         return min(DEFAULT_NEW_TOKENS, room) if wanted is None else wanted
 
-    def _embedded(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Array:
-        """The prompts as the decoder reads them, [B, S, D]: features of the images in their places."""
-        embeds = self._graphs(EMBEDDING).run({"input_ids": ids})["inputs_embeds"]
+    def _opened(self) -> tuple[Ids, Ids, Array, dict[str, OrtValue]]:
+        """Tokens that the decoder reads first with their mask [B, S] and embeddings, and what it attends to across."""
+        seen = self._seen()
+        entry = self._generation
+        if not entry.reads_across:
+            ids, mask = _padded([prompt.token_ids for prompt in self._prompts])
+            across = {name: value for name, value in seen.items() if CROSS in name}
+            return ids, mask, self._embedded(ids, mask, seen), self._kept(across)
+        encoder = self._graphs(ENCODER)
+        ids, mask = _padded([prompt.token_ids for prompt in self._prompts], is_left=False)
+        feed = {"input_ids": ids, "attention_mask": mask, **seen}
+        if "inputs_embeds" in {spec.name for spec in encoder.entry.inputs}:
+            feed["inputs_embeds"] = self._embedded(ids, mask, seen)
+        found = encoder.run(feed)
+        ids = np.tile(np.array(entry.start_tokens, np.int64), (len(ids), 1))
+        return ids, np.ones_like(ids), self._embedded(ids, mask, {}), self._kept({**found, ENCODER_MASK: mask})
+
+    def _kept(self, across: Mapping[str, Array]) -> dict[str, OrtValue]:
+        """What the decoder reads in every step, by the names of its inputs, in ONNX Runtime's own memory."""
+        from onnxruntime import OrtValue
+
+        named = {name.replace(PRESENT, PAST, 1): value for name, value in across.items()}
+        taken = {spec.name for spec in self._decoder.entry.inputs}
+        return {name: OrtValue.ortvalue_from_numpy(value) for name, value in named.items() if name in taken}
+
+    def _seen(self) -> dict[str, Array]:
+        """What the encoder of images gives for all of them, in order; nothing where there are none."""
         pixels = [prompt.pixels for prompt in self._prompts if prompt.pixels is not None]
         if not pixels:
-            return embeds
+            return {}
         session = self._graphs(VISION)
         spec = session.entry.inputs[0]
         # The same numbers in the same order, whether the processor lays an image out as patches or as tiles.
         images = np.concatenate([one[spec.name].reshape(-1, *map(int, spec.shape[1:])) for one in pixels])
-        features = session.run({spec.name: images})[session.entry.outputs[0].name]
+        return session.run({spec.name: images})
+
+    def _embedded(self, ids: Ids, mask: Ids, seen: Mapping[str, Array]) -> Array:
+        """Tokens as the decoder reads them, [B, S, D]: features of the images in their places."""
+        embeds = self._graphs(EMBEDDING).run({"input_ids": ids})["inputs_embeds"]
+        if not self._generation.image_tokens or "image_features" not in seen:
+            return embeds
+        features = seen["image_features"]
         places = (ids == self._generation.image_token) & (mask == 1)
         rows = features.reshape(-1, features.shape[-1])
         if len(rows) != int(places.sum()):
@@ -133,7 +169,7 @@ class Decoding:
         return embeds
 
     def _step(
-        self, embeds: Array, ids: NDArray[np.int64], mask: NDArray[np.int64], cache: Mapping[str, OrtValue] | None
+        self, embeds: Array, ids: Ids, mask: Ids, cache: Mapping[str, OrtValue]
     ) -> tuple[Array, dict[str, OrtValue]]:
         """Logits of the last token [B, V], and the cache for the next step."""
         from onnxruntime import OrtValue
@@ -143,9 +179,9 @@ class Decoding:
         arrays = {"inputs_embeds": embeds, **placed(self._generation, mask, ids, embeds.shape[1])}
         arrays = {name: value for name, value in arrays.items() if name in taken}
         feed = {name: OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
-        if cache is None:
-            empty = {spec.name: _nothing(spec, len(mask)) for spec in entry.inputs if spec.name.startswith(PAST)}
-            cache = {name: OrtValue.ortvalue_from_numpy(value) for name, value in empty.items()}
+        if embeds.shape[1] == mask.shape[1]:
+            own = [spec for spec in entry.inputs if spec.name.startswith(PAST) and CROSS not in spec.name]
+            feed |= {spec.name: OrtValue.ortvalue_from_numpy(_nothing(spec, len(mask))) for spec in own}
         logits, *present = self._decoder.session.run_with_ort_values(
             [spec.name for spec in entry.outputs], {**feed, **cache}
         )
@@ -153,12 +189,13 @@ class Decoding:
         return np.asarray(logits.numpy())[:, -1], dict(zip(names, present, strict=True))
 
 
-def _padded(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Token ids and their mask, [B, S]; shorter rows have zeros on their left."""
+def _padded(rows: Sequence[Sequence[int]], *, is_left: bool = True) -> tuple[Ids, Ids]:
+    """Token ids and their mask, [B, S]; shorter rows have zeros on their left, or for an encoder on their right."""
     length = max(map(len, rows))
     ids, mask = np.zeros((len(rows), length), np.int64), np.zeros((len(rows), length), np.int64)
     for i, row in enumerate(rows):
-        ids[i, length - len(row) :], mask[i, length - len(row) :] = row, 1
+        own = slice(length - len(row), None) if is_left else slice(len(row))
+        ids[i, own], mask[i, own] = row, 1
     return ids, mask
 
 

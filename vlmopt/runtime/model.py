@@ -117,7 +117,7 @@ class Model:
 
     def generate(
         self,
-        prompt: str,
+        prompt: str = "",
         images: Sequence[Picture] | Picture = (),
         *,
         system: str | None = None,
@@ -132,6 +132,7 @@ class Model:
         """What the model writes behind a prompt with images, greedy unless a temperature is given (`Sampling`).
 
         Args:
+            prompt: may be left out for a model that describes images unasked.
             max_new_tokens: 128 by default, or as many as the model has room for.
             on_text: is given every piece of the answer as it comes.
 

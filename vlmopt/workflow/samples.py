@@ -5,9 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vlmopt.core.program import Assembly, Component, Program
+from vlmopt.core.program import NO_WORD, Assembly, Component, Program
 from vlmopt.core.workload import Feed
-from vlmopt.graph.assembled import DECODER, EMBEDDING, VISION, embedded, empty_cache, placed, step
+from vlmopt.graph.assembled import (
+    DECODER,
+    EMBEDDING,
+    ENCODER,
+    VISION,
+    embedded,
+    encoder_feed,
+    on_the_right,
+    opened,
+    placed,
+    step,
+)
 from vlmopt.graph.replay import device_of
 from vlmopt.tasks.binding import TaskWorkload
 from vlmopt.verify.parity import two_shapes
@@ -72,26 +83,30 @@ def _generative(program: Program, batch: int, *, seed: int) -> dict[str, list[Fe
     """`batch` prompts with an image each, and behind two more, one of them padded, a step with a cache."""
     prompt, pixels = _prompts(program, batch, seed=seed)
     others, other_pixels = _prompts(program, 2, seed=seed + 1)
-    others = torch.cat([others[:, :1], others], 1)
+    word = others[:, -1:]
+    others = torch.stack([torch.cat([others[0], word[0]]), torch.cat([word[1], others[1]])])
     mask = torch.ones_like(others)
     mask[1, 0] = 0
+    given = [(prompt, torch.ones_like(prompt), pixels), (others, mask, other_pixels)]
     with torch.no_grad():
-        embeds = embedded(program, prompt, pixels)
-        _, cache = step(program, embedded(program, others, other_pixels), mask, input_ids=others)
-        word = others[:, -1:]
-        longer, mask = torch.cat([others, word], 1), torch.cat([mask, mask[:, -1:]], 1)
+        first, second = (opened(program, *each) for each in given)
+        _, cache = step(program, second.inputs_embeds, second.attention_mask, second.cache, input_ids=second.input_ids)
+        word = second.input_ids[:, -1:]
+        longer, mask = (torch.cat([v, v[:, -1:]], 1) for v in (second.input_ids, second.attention_mask))
         next_ = {"inputs_embeds": embedded(program, word), **placed(program, mask, 1, input_ids=longer), **cache}
-    decoder, whole = program.components[DECODER], torch.ones_like(prompt)
-    first = {
-        "inputs_embeds": embeds,
-        **placed(program, whole, prompt.shape[1], input_ids=prompt),
-        **empty_cache(decoder, batch),
-    }
-    feeds = {
-        VISION: [{"pixel_values": pixels}, {"pixel_values": other_pixels}],
-        EMBEDDING: [{"input_ids": prompt}, {"input_ids": word}],
-        DECODER: [first, next_],
-    }
+        start = {
+            "inputs_embeds": first.inputs_embeds,
+            **placed(program, first.attention_mask, first.input_ids.shape[1], input_ids=first.input_ids),
+            **first.cache,
+        }
+        feeds = {
+            VISION: [{"pixel_values": pixels}, {"pixel_values": other_pixels}],
+            EMBEDDING: [{"input_ids": prompt}, {"input_ids": word}],
+            DECODER: [start, next_],
+        }
+        if ENCODER in program.components:
+            rows = [(*on_the_right(ids, mask), images) for ids, mask, images in given]
+            feeds[ENCODER] = [encoder_feed(program, *each) for each in rows]
     return {name: [_ordered(program.components[name], feed) for feed in shapes] for name, shapes in feeds.items()}
 
 
@@ -101,7 +116,7 @@ def _ordered(component: Component, feed: Feed) -> Feed:
 
 
 def _prompts(program: Program, batch: int, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Prompts of one length with an image each [B, S], and the images."""
+    """Prompts of one length with an image each [B, S], and the images. An image that no word stands for comes first."""
     assert program.generation is not None
     generator = torch.Generator().manual_seed(seed)
     mark, vision = program.generation.image_token, program.components[VISION]
@@ -111,4 +126,5 @@ def _prompts(program: Program, batch: int, *, seed: int) -> tuple[Tensor, Tensor
     shape = [batch, *(int(size) for size in vision.inputs[0].shape[1:])]
     pixels = torch.randn(shape, generator=generator).to(getattr(torch, vision.inputs[0].dtype))
     device = device_of(program.components[DECODER].graph)
-    return torch.cat([words[:, :2], places, words[:, 2:]], 1).to(device), pixels.to(device)
+    n_before = 0 if mark == NO_WORD else 2
+    return torch.cat([words[:, :n_before], places, words[:, n_before:]], 1).to(device), pixels.to(device)

@@ -63,15 +63,18 @@ def command(
 
     A classifier ranks its labels for every image, a question answerer its answers for every image and question, and a
     dual encoder compares every image with every text. A generative model writes an answer to every prompt about all
-    images together, token by token as it comes.
+    images together, token by token as it comes; one that writes captions needs no prompt.
     """
     if not images and not texts and not prompts:
         raise click.UsageError("Missing option '--image', '--text' or '--prompt'.", ctx)
     from vlmopt.runtime import Sampling, load
 
     model = load(path, threads=threads)
-    if (model.manifest.generation is not None) != bool(prompts) or (prompts and texts):
-        wanted = "--prompt" if model.manifest.generation is not None else "--image and --text"
+    generation = model.manifest.generation
+    if generation is not None and generation.writes_unasked and images and not prompts:
+        prompts = ("",)
+    if (generation is not None) != bool(prompts) or (prompts and texts):
+        wanted = "--prompt" if generation is not None else "--image and --text"
         raise click.UsageError(f"{path} is a {model.manifest.assembly} model: it takes {wanted}.", ctx)
     if prompts:
         show_answers(

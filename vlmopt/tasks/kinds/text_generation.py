@@ -192,7 +192,7 @@ def workload(program: Program, task: Task, samples: Sequence[Sample], feeder: Fe
     generation = program.generation
     if generation is None:
         raise _writes_nothing(program, task)
-    prompter = Prompter(feeder.preprocessor, generation.image_token, generation.image_tokens)
+    prompter = Prompter.of(feeder.preprocessor, generation)
     asked = {sample.text: _asked(task, sample.text) for sample in samples}
     encoded = {text: tuple(prompter.encode(prompt, 1)) for text, prompt in asked.items()}
     prompts = [Prompt(encoded[sample.text], (sample.image,)) for sample in samples]
