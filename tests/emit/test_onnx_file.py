@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,6 +147,15 @@ def test_weights_above_the_threshold_go_to_a_data_file(tmp_path: Path, written: 
     assert emitted.path.stat().st_size < within.path.stat().st_size
 
 
+class _Of(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
 @pytest.mark.parametrize(
     ("module", "shape"),
     [
@@ -155,8 +165,27 @@ def test_weights_above_the_threshold_go_to_a_data_file(tmp_path: Path, written: 
         (nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1)), (3, 8, 8)),
         (nn.MultiheadAttention(8, 2, batch_first=True), (5, 8)),
         (nn.Upsample(scale_factor=2, mode="bicubic"), (2, 4, 4)),
+        (nn.Upsample(scale_factor=2, mode="bilinear"), (2, 4, 4)),
+        (_Of(lambda x: x.reciprocal() + x.new_zeros(3, 1) - x.new_full((5,), 2)), (3, 5)),
+        (_Of(lambda x: nn.functional.pad(x, (1, 2)) * torch.arange(1, 9, 1)), (3, 5)),
+        (_Of(lambda x: torch.where((x > 1) | (x < 0), x, 2)), (3, 5)),
+        (_Of(lambda x: torch.slice_scatter(torch.select_scatter(x, x[:, 1], 1, 0), x[:, 1:], 1, 0, 2)), (3, 5)),
+        (_Of(lambda x: (x > 0) + x * torch.ones(5, dtype=torch.int64)), (3, 5)),
     ],
-    ids=["gelu", "gelu tanh", "convolution", "batch norm", "packed attention", "bicubic"],
+    ids=[
+        "gelu",
+        "gelu-tanh",
+        "convolution",
+        "batch-norm",
+        "packed-attention",
+        "bicubic",
+        "bilinear",
+        "new",
+        "pad",
+        "or",
+        "scatter",
+        "mixed-types",
+    ],
 )
 def test_operations_of_other_families_keep_their_meaning(
     module: nn.Module, shape: tuple[int, ...], tmp_path: Path

@@ -17,6 +17,7 @@ from vlmopt.core.errors import EmitError
 from vlmopt.core.program import Component, Dim, TensorSpec
 from vlmopt.emit import onnx_bytes
 from vlmopt.emit.exported import export_component
+from vlmopt.emit.onnx_direct import direct_program, translated
 from vlmopt.emit.onnx_graph import tidy
 from vlmopt.emit.onnx_translation import TRANSLATIONS, as_lowered
 from vlmopt.emit.written import EmittedFile, appearing
@@ -58,9 +59,8 @@ def emit_onnx(
     """
     if not MINIMUM_OPSET <= opset <= MAXIMUM_OPSET:
         raise EmitError("opset", str(opset), expected=f"{MINIMUM_OPSET} to {MAXIMUM_OPSET}")
-    exported = as_lowered(export_component(component, dims))
     with _quiet():
-        model = _translate(component, exported, opset)
+        model = _translated(component, dims, opset)
         tidy(model, component.inputs, component.outputs, () if shared is None else shared.addresses)
     _require_dims(component.name, model.graph.inputs, component.inputs)
     model.ir_version = _ir_version(opset)
@@ -79,25 +79,32 @@ def _ir_version(opset: int) -> int:
     return int(onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)]))
 
 
-def _translate(component: Component, exported: torch.export.ExportedProgram, opset: int) -> ir.Model:
+def _translated(component: Component, dims: Mapping[str, Dim], opset: int) -> ir.Model:
+    direct = direct_program(component, dims)
+    exported = as_lowered(export_component(component, dims)) if direct is None else direct
+    translate = translated if direct is not None else _translated_by_torch
     try:
         with torch.no_grad():
-            program = torch.onnx.export(
-                exported,
-                (),
-                dynamo=True,
-                opset_version=opset,
-                input_names=[spec.name_in_files for spec in component.inputs],
-                output_names=[spec.name_in_files for spec in component.outputs],
-                custom_translation_table=TRANSLATIONS,
-                optimize=False,
-                verbose=False,
-            )
+            return translate(component, exported, opset)
     except torch.onnx.OnnxExporterError as problem:
         reason = " ".join(str(problem.__cause__ or problem).split())[:300]
         raise EmitError(
             component.name, f"cannot be translated to ONNX opset {opset} ({reason})", remedy="try --opset 20 or above"
         ) from problem
+
+
+def _translated_by_torch(component: Component, exported: torch.export.ExportedProgram, opset: int) -> ir.Model:
+    program = torch.onnx.export(
+        exported,
+        (),
+        dynamo=True,
+        opset_version=opset,
+        input_names=[spec.name_in_files for spec in component.inputs],
+        output_names=[spec.name_in_files for spec in component.outputs],
+        custom_translation_table=TRANSLATIONS,
+        optimize=False,
+        verbose=False,
+    )
     assert program is not None
     return program.model
 

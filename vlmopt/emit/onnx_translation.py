@@ -15,7 +15,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from onnxscript import opset18 as op
-from onnxscript.function_libs.torch_lib.ops.core import aten_bitwise_and
+from onnxscript.function_libs.torch_lib.ops.core import aten_bitwise_and, aten_bitwise_or
 from onnxscript.function_libs.torch_lib.ops.nn import aten_scaled_dot_product_attention
 
 aten = torch.ops.aten
@@ -85,27 +85,31 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     aten.to.dtype: _cast,
     aten.to.device: _cast_on_device,
     aten.__and__.Tensor: aten_bitwise_and,
+    aten.__or__.Tensor: aten_bitwise_or,
 }
 
 # Operations that torch's table of translations, or the one above, holds under their own names. It drops assertions.
 _DIRECT_ATEN = """
-    __and__.Tensor _assert_scalar.default _assert_tensor_metadata.default _to_copy.default add.Scalar add.Tensor
-    addmm.default alias.default amax.default any.dim arange.default arange.start argmax.default avg_pool2d.default
-    bitwise_and.Tensor bitwise_not.default bitwise_or.Tensor bmm.default cat.default chunk.default clamp.default
-    clamp_min.default clone.default constant_pad_nd.default contiguous.default conv2d.default cos.default
-    cumsum.default detach.default div.Scalar div.Tensor embedding.default eq.Scalar eq.Tensor erf.default
-    exp.default expand.default expand_as.default flatten.using_ints full.default full_like.default gather.default
-    ge.Scalar ge.Tensor gelu.default gt.Scalar gt.Tensor hardswish.default index.Tensor index_select.default
+    __and__.Tensor __or__.Tensor _assert_scalar.default _assert_tensor_metadata.default _to_copy.default
+    _unsafe_view.default add.Scalar add.Tensor addmm.default alias.default amax.default any.dim arange.default
+    arange.start arange.start_step argmax.default avg_pool2d.default bitwise_and.Tensor bitwise_not.default
+    bitwise_or.Tensor bmm.default cat.default chunk.default clamp.default clamp_min.default clone.default
+    constant_pad_nd.default contiguous.default conv2d.default copy.default cos.default cumsum.default
+    detach.default div.Scalar div.Tensor embedding.default eq.Scalar eq.Tensor erf.default exp.default
+    expand.default expand_as.default flatten.using_ints full.default full_like.default gather.default ge.Scalar
+    ge.Tensor gelu.default gt.Scalar gt.Tensor hardswish.default index.Tensor index_select.default
     layer_norm.default le.Scalar le.Tensor lift_fresh_copy.default linalg_vector_norm.default linear.default
     log_softmax.int logical_and.default logical_not.default logical_or.default lt.Scalar lt.Tensor
-    masked_fill.Scalar masked_fill.Tensor matmul.default max.dim max_pool2d.default mean.default mean.dim mm.default
-    mul.Scalar mul.Tensor ne.Scalar ne.Tensor neg.default new_ones.default ones.default ones_like.default
-    permute.default pow.Tensor_Scalar relu.default repeat.default reshape.default rsqrt.default
-    scalar_tensor.default scaled_dot_product_attention.default select.int sigmoid.default silu.default sin.default
-    slice.Tensor softmax.int split.Tensor split_with_sizes.default sqrt.default squeeze.dim stack.default sub.Scalar
-    sub.Tensor sum.default sum.dim_IntList sym_size.int t.default tanh.default to.device to.dtype transpose.int
-    tril.default triu.default unbind.int unflatten.int unsqueeze.default upsample_bicubic2d.vec view.default
-    where.Scalar where.ScalarOther where.ScalarSelf where.self zeros.default zeros_like.default
+    masked_fill.Scalar masked_fill.Tensor matmul.default max.dim max_pool2d.default mean.default mean.dim
+    mm.default mul.Scalar mul.Tensor ne.Scalar ne.Tensor neg.default new_full.default new_ones.default
+    new_zeros.default ones.default ones_like.default pad.default permute.default pow.Tensor_Scalar
+    reciprocal.default relu.default repeat.default reshape.default rsqrt.default scalar_tensor.default
+    scaled_dot_product_attention.default select.int select_scatter.default sigmoid.default silu.default sin.default
+    slice.Tensor slice_scatter.default softmax.int split.Tensor split_with_sizes.default sqrt.default squeeze.dim
+    stack.default sub.Scalar sub.Tensor sum.default sum.dim_IntList sym_size.int t.default tanh.default to.device
+    to.dtype transpose.int tril.default triu.default unbind.int unflatten.int unsqueeze.default
+    upsample_bicubic2d.vec upsample_bilinear2d.vec view.default where.Scalar where.ScalarOther where.ScalarSelf
+    where.self zeros.default zeros_like.default
 """
 
 

@@ -20,7 +20,7 @@ from vlmopt.graph.assembled import DECODER, EMBEDDING, ENCODER, ENCODER_MASK, VI
 from vlmopt.graph.branches import find_branches
 from vlmopt.graph.canonical import drop_dead_nodes
 from vlmopt.graph.modules import clone_graph, get_at, has_path, output_values, placeholders, set_at
-from vlmopt.graph.stored import compute_shapes
+from vlmopt.graph.shapes import compute_shapes
 
 MODEL = "model"  # the component that reads prompt and answer together
 SCORES = "answer_scores"

@@ -15,8 +15,8 @@ from vlmopt.graph.branches import find_branches
 from vlmopt.graph.canonical import drop_dead_nodes
 from vlmopt.graph.modules import output_node, output_values, placeholders
 from vlmopt.graph.regions import kept_outputs, skip_branch
+from vlmopt.graph.shapes import compute_shapes
 from vlmopt.graph.sizes import symbols_of
-from vlmopt.graph.stored import compute_shapes
 
 aten = torch.ops.aten
 

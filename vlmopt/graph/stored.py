@@ -15,14 +15,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
-from vlmopt.core.errors import VlmoptError
 from vlmopt.core.program import Assembly, Component, Dim, Generation, ModelSource, Program, Similarity, TensorSpec
 from vlmopt.graph.marks import Mark, marks_of, set_marks
 from vlmopt.graph.modules import get_at, set_at
 from vlmopt.graph.notation import leaf_from, leaf_words, read_value, target_from, target_word, write_value
+from vlmopt.graph.shapes import compute_shapes
 
 _SUFFIXES = (".json", ".safetensors")
 
@@ -177,58 +175,3 @@ def _component(
 
 def _specs(words: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(spec["name"], tuple(spec["shape"]), spec["dtype"]) for spec in words)
-
-
-def compute_shapes(component: Component, dims: Mapping[str, Dim]) -> None:
-    """Sets `meta["val"]` of every node from the component's input specs, named dimensions symbolic.
-
-    Raises:
-        VlmoptError: an operation does not accept what it is given.
-    """
-    environment = ShapeEnv()
-    mode = FakeTensorMode(shape_env=environment, allow_non_fake_inputs=True)
-    sizes = _symbols(component, dims, environment)
-    specs = iter(component.inputs)
-    values: dict[fx.Node, Any] = {}
-    with mode, torch.no_grad():
-        for node in component.graph.graph.nodes:
-            if node.op == "output":
-                continue
-            if node.op == "placeholder":
-                spec = next(specs)
-                shape = [size if isinstance(size, int) else sizes[size] for size in spec.shape]
-                value: Any = torch.empty(shape, dtype=getattr(torch, spec.dtype))
-            else:
-                value = _fake_value(component, node, values, mode)
-            values[node] = node.meta["val"] = value
-
-
-def _symbols(component: Component, dims: Mapping[str, Dim], environment: ShapeEnv) -> dict[str, Any]:
-    """A symbol for every named dimension, at sizes that differ: torch takes equal sizes for one."""
-    from torch._dynamo.source import ConstantSource
-
-    used = dict.fromkeys(size for spec in component.inputs for size in spec.shape if isinstance(size, str))
-    sums = {name: dims[name].sum_of for name in used if dims[name].sum_of}
-    names = dict.fromkeys([*(n for n in used if n not in sums), *(part for parts in sums.values() for part in parts)])
-    symbols: dict[str, Any] = {}
-    for position, name in enumerate(names):
-        size = min(max(dims[name].typical, dims[name].minimum, 2) + 1 + position, max(dims[name].maximum, 2))
-        source = ConstantSource(f"_{name}")
-        symbol = environment.create_symbol(size, source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
-        symbols[name] = environment.create_symintnode(symbol, hint=size, source=source)
-    return symbols | {name: sum(symbols[part] for part in parts) for name, parts in sums.items()}
-
-
-def _fake_value(component: Component, node: fx.Node, values: Mapping[fx.Node, Any], mode: FakeTensorMode) -> Any:
-    target: Any = node.target
-    if node.op != "call_function":
-        target = get_at(component.graph, str(node.target))
-    if node.op == "get_attr":
-        return mode.from_tensor(target, static_shapes=True)
-    args: Any = fx.node.map_arg(node.args, lambda n: values[n])
-    kwargs: Any = fx.node.map_arg(node.kwargs, lambda n: values[n])
-    try:
-        return target(*args, **kwargs)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise VlmoptError(f"{component.name}/{node.name}", f"has no shape ({reason})") from error
