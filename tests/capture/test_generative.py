@@ -341,7 +341,7 @@ def test_windows_of_one_size_are_taken_as_a_batch() -> None:
 
 def test_an_image_of_half_a_patch_is_refused() -> None:
     model: Any = toys.make("qwen2_vl")
-    with pytest.raises(CaptureError, match=r"image size \(16, 20\): is no multiple of 8"):
+    with pytest.raises(CaptureError, match=r"image size \(16, 20\) of Qwen2VL\w+: is no multiple of 8"):
         capture_model(model, source_of(model), image=(16, 20))
 
 
