@@ -35,7 +35,7 @@ def compute_shapes(component: Component, dims: Mapping[str, Dim]) -> None:
 
 
 def shape_mode() -> FakeTensorMode:
-    """A mode for symbolic sizes. Its cache is off: with these sizes, an entry costs more than it ever saves."""
+    """A mode for symbolic sizes. Its cache is off: on models of two layers an entry costs more than it saves."""
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     mode.cache_enabled = False
     return mode
