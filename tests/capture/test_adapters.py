@@ -156,6 +156,16 @@ def test_a_router_that_looks_at_the_data_stays_and_says_so(clip_folder: Path, tm
     assert find_adapters(done.program.components["image_encoder"].graph)
 
 
+def test_layers_that_were_trained_whole_take_the_place_of_the_models_own(clip_folder: Path, tmp_path: Path) -> None:
+    folder = lora(tmp_path / "adapter", modules_to_save=["visual_projection"])
+    program = capture(str(clip_folder), adapters=(AdapterSource("style", str(folder)),))
+    assert program.heads == capture(str(clip_folder)).heads
+    tensors = load_file(folder / "adapter_model.safetensors")
+    leaf = program.components["image_encoder"].graph.get_submodule("visual_projection")
+    assert torch.equal(leaf.weight, tensors["base_model.model.visual_projection.weight"])  # type: ignore[arg-type]
+    assert fold(program).text_after == program_text(capture(str(clip_folder)))
+
+
 def test_a_generative_model_is_opened_with_an_adapter(tmp_path: Path) -> None:
     model = write_model("llava_llama", tmp_path / "model")
     config = peft.LoraConfig(**{**LORA, "target_modules": r".*language_model.*(q_proj|down_proj)"})
