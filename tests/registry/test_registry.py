@@ -12,7 +12,7 @@ from vlmopt.core.errors import PassError
 
 FIRST_PARTY = (
     "canonicalize", "skip-branches", "skip-layers", "fold-constants", "fold-fixed-inputs", "insert-skip-adapter",
-    "insert-adaptation-adapter", "fold-skip-adapter",
+    "insert-adaptation-adapter", "fold-skip-adapter", "fold-adapters", "insert-low-rank-adapter",
 )  # fmt: skip
 GOOD = '''
 """Drops nothing.

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
+from vlmopt.capture.adapters import name_adapters, put_adapters
 from vlmopt.capture.dual import capture_dual, is_dual
 from vlmopt.capture.fused import capture_fused, is_fused
 from vlmopt.capture.generative import capture_generative, is_generative
@@ -14,7 +18,7 @@ from vlmopt.capture.loading import load_model
 from vlmopt.capture.plan import CapturePlan
 from vlmopt.capture.samples import image_size
 from vlmopt.core.errors import CaptureError
-from vlmopt.core.program import ModelSource, Program
+from vlmopt.core.program import AdapterSource, ModelSource, Program
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,12 +34,14 @@ def capture(
     dtype: str = "float32",
     allow_pickle: bool = False,
     with_weights: bool = True,
+    adapters: Sequence[AdapterSource] = (),
 ) -> Program:
     """The program of a model folder or hub id, compared with eager at two shapes.
 
     Args:
         image: (height, width) of the task's images after preprocessing; by default what the configuration says.
         with_weights: without them only config.json is read and the structure is captured under fake tensors.
+        adapters: put on the model first; what they brought lies under `adapters` in the graphs.
 
     Raises:
         ModelError: the model cannot be loaded.
@@ -47,7 +53,14 @@ def capture(
         loaded, source, _ = load_model(
             model, device=device, dtype=dtype, allow_pickle=allow_pickle, with_weights=with_weights
         )
-        return capture_model(loaded, source, image=image, device=device, dtype=dtype, with_weights=with_weights)
+        if adapters:
+            digest = put_adapters(loaded, adapters, device=device, allow_pickle=allow_pickle)
+            together = hashlib.sha256(f"{source.fingerprint} {digest}".encode()).hexdigest()
+            source = replace(source, fingerprint=together)
+        program = capture_model(loaded, source, image=image, device=device, dtype=dtype, with_weights=with_weights)
+        if adapters:
+            name_adapters(program)
+        return program
 
 
 def capture_model(

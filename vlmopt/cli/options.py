@@ -118,6 +118,11 @@ def allow_pickle() -> Callable[[F], F]:
     return click.option("--allow-pickle", is_flag=True, help=text)
 
 
+def adapters() -> Callable[[F], F]:
+    text = "Put a peft adapter (LoRA, DoRA and others) on the model, so much of it; may be repeated."
+    return click.option("--adapter", "adapters", multiple=True, metavar="NAME=PATH[:WEIGHT]", help=text)
+
+
 def pass_dir() -> Callable[[F], F]:
     return click.option(
         "--pass-dir",

@@ -137,6 +137,15 @@ class ModelSource:
     fingerprint: str  # sha256 over configuration and weights
 
 
+@dataclass(frozen=True)
+class AdapterSource:
+    """An adapter that the model is opened with: its name, the folder it lies in, and how much of it counts."""
+
+    name: str
+    path: str
+    weight: float = 1.0
+
+
 @dataclass
 class Program:
     """The whole model as components plus the assembly that joins them.

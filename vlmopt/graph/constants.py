@@ -16,10 +16,7 @@ _UNDEFINED = {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::n
 
 def constant_frontier(module: fx.GraphModule) -> list[fx.Node]:
     """Nodes that depend on no input and are read by one that does (or returned): each can become one stored tensor."""
-    constant: set[fx.Node] = set()
-    for node in module.graph.nodes:
-        if node.op == "get_attr" or (_is_pure(node) and all(operand in constant for operand in node.all_input_nodes)):
-            constant.add(node)
+    constant = constant_nodes(module)
     frontier = []
     for node in module.graph.nodes:
         if node not in constant or node.op == "get_attr" or not isinstance(node.meta.get("val"), Tensor):
@@ -27,6 +24,15 @@ def constant_frontier(module: fx.GraphModule) -> list[fx.Node]:
         if any(user not in constant for user in node.users):
             frontier.append(node)
     return frontier
+
+
+def constant_nodes(module: fx.GraphModule) -> frozenset[fx.Node]:
+    """Nodes that depend on no input, stored tensors among them."""
+    constant: set[fx.Node] = set()
+    for node in module.graph.nodes:
+        if node.op == "get_attr" or (_is_pure(node) and all(operand in constant for operand in node.all_input_nodes)):
+            constant.add(node)
+    return frozenset(constant)
 
 
 def _is_pure(node: fx.Node) -> bool:

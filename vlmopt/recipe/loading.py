@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,16 @@ from pydantic import ValidationError
 
 from vlmopt.core.budgets import RESOURCES
 from vlmopt.core.errors import RecipeError
-from vlmopt.recipe.schema import DEFAULT_MAX_DROP, EXACT_PASSES, VERSION, Recipe, known_keys
+from vlmopt.recipe.schema import (
+    DEFAULT_MAX_DROP,
+    DEFAULT_PASSES,
+    EXACT_PASSES,
+    FOLD_ADAPTERS,
+    VERSION,
+    Recipe,
+    known_keys,
+    parse_adapter,
+)
 from vlmopt.recipe.yaml_file import read_yaml, write_yaml
 from vlmopt.registry import suggest, survey
 
@@ -35,7 +44,7 @@ def load_recipe(path: str | Path, changes: Mapping[str, object] | None = None) -
         remedy = "use the vlmopt that wrote it"
         raise RecipeError(f"{path}: version", f"is {version!r}", expected=str(VERSION), remedy=remedy)
     content = _resolve(content, path.absolute().parent)
-    return _build(_changed(content, changes or {}), place=str(path))
+    return _build(_with_folding(_changed(content, changes or {})), place=str(path))
 
 
 def default_recipe(model: str, task: str | None = None, changes: Mapping[str, object] | None = None) -> Recipe:
@@ -44,13 +53,16 @@ def default_recipe(model: str, task: str | None = None, changes: Mapping[str, ob
     With a task at most one point of its metric may be lost, unless another budget says how far to cut; without one
     nothing is cut that a task would have to judge.
     """
-    given: dict[str, object] = {"model": model, "task": task, "budgets": {"max_drop": DEFAULT_MAX_DROP}}
+    given: dict[str, Any] = {"model": model, "task": task, "budgets": {"max_drop": DEFAULT_MAX_DROP}}
     if any((changes or {}).get(f"budgets.{quantity.value}") is not None for quantity in RESOURCES):
         given["budgets"] = {}
     if task is None and not (changes or {}).get("task"):
         given = {"model": model, "passes": list(EXACT_PASSES)}
-    content = _resolve(given, Path.cwd())
-    return _build(_changed(content, changes or {}), place="recipe")
+    passes = given.pop("passes", None)
+    content = _changed(_resolve(given, Path.cwd()), changes or {})
+    if passes is not None:
+        content.setdefault("passes", _folding(passes) if content.get("adapters") else passes)
+    return _build(_with_folding(content), place="recipe")
 
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
@@ -110,6 +122,18 @@ def _changed(content: Mapping[str, Any], changes: Mapping[str, object]) -> dict[
     return merged
 
 
+def _with_folding(content: dict[str, Any]) -> dict[str, Any]:
+    """A recipe with adapters that names no passes folds them before anything else is done."""
+    if content.get("adapters") and "passes" not in content:
+        content["passes"] = _folding(DEFAULT_PASSES)
+    return content
+
+
+def _folding(passes: Sequence[str]) -> list[str]:
+    first, *others = passes
+    return [first, FOLD_ADAPTERS, *others]
+
+
 def _nested(changes: Mapping[str, object]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for key, value in changes.items():
@@ -137,9 +161,22 @@ def _resolve(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     profile = resolved.get("profile")
     if isinstance(profile, Mapping) and isinstance(profile.get("file"), str):
         resolved["profile"] = {**profile, "file": _absolute(profile["file"], folder)}
+    if isinstance(resolved.get("adapters"), (list, tuple)):
+        resolved["adapters"] = [_adapter(entry, folder) for entry in resolved["adapters"]]
     if isinstance(resolved.get("pass_dirs"), (list, tuple)):
         resolved["pass_dirs"] = [_absolute(d, folder) if isinstance(d, str) else d for d in resolved["pass_dirs"]]
     return resolved
+
+
+def _adapter(entry: object, folder: Path) -> object:
+    """The entry with an absolute path; one that cannot be read as it is, for the check that follows."""
+    try:
+        parsed = parse_adapter(entry) if isinstance(entry, str) else entry
+    except ValueError:
+        return entry
+    if isinstance(parsed, Mapping) and isinstance(parsed.get("path"), str):
+        return {**parsed, "path": _absolute(parsed["path"], folder)}
+    return parsed
 
 
 def _path_or_hub_id(text: str, folder: Path) -> str:

@@ -19,9 +19,11 @@ from vlmopt.core.budgets import Budgets as Limits
 from vlmopt.core.budgets import Limit, Quantity, parse_budgets, parse_limit
 from vlmopt.core.errors import BudgetError
 from vlmopt.core.estimators import DEFAULT_SAMPLE, DEFAULT_UPDATES, Arms, EstimatorName
+from vlmopt.core.program import AdapterSource
 
 VERSION = 1
 DEFAULT_MAX_DROP = 1.0  # points
+FOLD_ADAPTERS = "fold-adapters"  # runs behind the first pass where the model is opened with adapters
 EXACT_PASSES = ("canonicalize", "fold-constants")
 DEFAULT_PASSES = ("canonicalize", "skip-branches", "fold-fixed-inputs", "fold-constants")
 
@@ -137,6 +139,39 @@ class RecoverySettings(_Section):
         return self.level in ("adapters", "weights")
 
 
+class AdapterEntry(_Section):
+    """An adapter that the model is opened with; written as `NAME=PATH`, `NAME=PATH:WEIGHT`, or as a mapping."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+    path: Annotated[str, Field(min_length=1)]
+    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_short_form(cls, value: object) -> object:
+        return parse_adapter(value) if isinstance(value, str) else value
+
+    @property
+    def source(self) -> AdapterSource:
+        return AdapterSource(self.name, self.path, self.weight)
+
+
+def parse_adapter(text: str) -> dict[str, object]:
+    """Name, path and weight of `NAME=PATH[:WEIGHT]`.
+
+    Raises:
+        ValueError: there is no name, or no path.
+    """
+    name, _, path = text.partition("=")
+    if not name or not path:
+        raise ValueError("is no adapter; expected NAME=PATH or NAME=PATH:WEIGHT")
+    folder, _, weight = path.rpartition(":")
+    try:
+        return {"name": name, "path": folder, "weight": float(weight)} if folder else {"name": name, "path": path}
+    except ValueError:  # the colon belongs to the path
+        return {"name": name, "path": path}
+
+
 class VerifySettings(_Section):
     """Which optional gates decide whether an artifact is published."""
 
@@ -147,7 +182,8 @@ class Recipe(_Section):
     """A run, resolved: paths are absolute, and running it again gives the same artifact.
 
     `num_samples` limits every split of the task, for quick trials; None takes all. `max_sites` is the largest number of
-    sites to apply, over all passes together, to find out which of them matters; None applies all.
+    sites to apply, over all passes together, to find out which of them matters; None applies all. `adapters` are put on
+    the model when it is opened; `fold-adapters` folds them.
     """
 
     version: Literal[1] = 1
@@ -165,10 +201,11 @@ class Recipe(_Section):
     max_sites: Annotated[int, Field(ge=0)] | None = None
     pass_dirs: tuple[str, ...] = ()
     allow_pickle: bool = False
+    adapters: tuple[AdapterEntry, ...] = ()
     recovery: RecoverySettings = RecoverySettings()
     verify: VerifySettings = VerifySettings()
 
-    @field_validator("emit", "passes", "pass_dirs", mode="before")
+    @field_validator("emit", "passes", "pass_dirs", "adapters", mode="before")
     @classmethod
     def _list_to_tuple(cls, value: object) -> object:
         return tuple(value) if isinstance(value, list) else value
@@ -180,6 +217,15 @@ class Recipe(_Section):
             raise ValueError("names no format")
         if len(set(value)) != len(value):
             raise ValueError("names a format twice")
+        return value
+
+    @field_validator("adapters")
+    @classmethod
+    def _names_once(cls, value: tuple[AdapterEntry, ...]) -> tuple[AdapterEntry, ...]:
+        names = [one.name for one in value]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two adapters have the name {twice[0]!r}")
         return value
 
     def as_dict(self) -> dict[str, Any]:

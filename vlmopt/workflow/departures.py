@@ -25,7 +25,7 @@ from vlmopt.rundir import RECIPE, RunDirectory
 from vlmopt.verify.worst_nodes import Departure, departure, graph_values, onnx_values
 from vlmopt.workflow.artifact import recorded_cases
 from vlmopt.workflow.bisecting.states import SiteLine
-from vlmopt.workflow.opening import open_model, open_task
+from vlmopt.workflow.opening import open_recipe, open_task
 from vlmopt.workflow.optimizing import load_passes, set_up
 from vlmopt.workflow.publishing import CASES
 from vlmopt.workflow.run_state import RunState
@@ -68,9 +68,7 @@ def _programs(path: Path, show: Progress) -> tuple[Program | None, Program | Non
     try:
         recipe = load_recipe(path / RECIPE)
         passes = load_passes(recipe)
-        opened = open_model(
-            recipe.model, device=recipe.device, dtype=recipe.dtype, allow_pickle=recipe.allow_pickle, progress=show
-        )
+        opened = open_recipe(recipe, progress=show)
         bound = None if recipe.task is None else open_task(opened, recipe.task, seed=recipe.seed, progress=show)
         with tempfile.TemporaryDirectory() as folder, RunDirectory(Path(folder) / "again", key="") as run:
             state = RunState(recipe, run, opened, bound, Ledger(), show)

@@ -16,7 +16,7 @@ from vlmopt.graph.costing import program_cost
 from vlmopt.recipe.schema import Recipe
 from vlmopt.rewrite.pipeline import Observer, StepResult, run_step
 from vlmopt.workflow.choosing import given_profile, worth_cutting
-from vlmopt.workflow.opening import OpenedTask, open_model, open_task, with_fitted_head
+from vlmopt.workflow.opening import OpenedTask, open_recipe, open_task, with_fitted_head
 from vlmopt.workflow.optimizing import initial_facts, load_passes
 from vlmopt.workflow.refusing import refuse_early
 from vlmopt.workflow.samples import sample_feeds
@@ -43,9 +43,7 @@ def explain(recipe: Recipe, *, watch: Watch | None = None, progress: Progress | 
     show, watch = progress or Silent(), watch or Watch()
     passes = load_passes(recipe, time_limit_s=watch.pass_timeout_s)
     prepare(watch)
-    opened = open_model(
-        recipe.model, device=recipe.device, dtype=recipe.dtype, allow_pickle=recipe.allow_pickle, progress=show
-    )
+    opened = open_recipe(recipe, progress=show)
     bound = None if recipe.task is None else open_task(opened, recipe.task, seed=recipe.seed, progress=show)
     program, fit = opened.program if bound is None else bound.program, None
     if bound is not None and watch.verify_each:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +12,13 @@ from torch import Tensor
 from vlmopt.capture import capture
 from vlmopt.capture.loading import resolve_folder
 from vlmopt.core.errors import VlmoptError
-from vlmopt.core.program import Program
+from vlmopt.core.program import AdapterSource, Program
 from vlmopt.core.progress import Progress
 from vlmopt.core.workload import Workload
 from vlmopt.graph.joined import joined
 from vlmopt.graph.replay import run_component
 from vlmopt.preprocess import Preprocessor
+from vlmopt.recipe.schema import Recipe
 from vlmopt.tasks.binding import TaskSource, bind
 from vlmopt.tasks.dataset import Task, load_task
 from vlmopt.tuning.closed_form import has_unfitted_head, recover_heads
@@ -41,7 +42,28 @@ class OpenedTask:
     source: TaskSource
 
 
-def open_model(model: str, *, device: str, dtype: str, allow_pickle: bool, progress: Progress) -> OpenedModel:
+def open_recipe(recipe: Recipe, *, progress: Progress) -> OpenedModel:
+    """The model of a recipe, with the adapters that the recipe puts on it; raises what `open_model` does."""
+    adapters = tuple(one.source for one in recipe.adapters)
+    return open_model(
+        recipe.model,
+        device=recipe.device,
+        dtype=recipe.dtype,
+        allow_pickle=recipe.allow_pickle,
+        adapters=adapters,
+        progress=progress,
+    )
+
+
+def open_model(
+    model: str,
+    *,
+    device: str,
+    dtype: str,
+    allow_pickle: bool,
+    progress: Progress,
+    adapters: Sequence[AdapterSource] = (),
+) -> OpenedModel:
     """The model, captured at the image size that its processor makes.
 
     Raises:
@@ -52,7 +74,14 @@ def open_model(model: str, *, device: str, dtype: str, allow_pickle: bool, progr
     with progress.stage("capture"):
         folder = resolve_folder(model)
         preprocessor = Preprocessor.load(folder)
-        program = capture(model, image=preprocessor.image_size, device=device, dtype=dtype, allow_pickle=allow_pickle)
+        program = capture(
+            model,
+            image=preprocessor.image_size,
+            device=device,
+            dtype=dtype,
+            allow_pickle=allow_pickle,
+            adapters=adapters,
+        )
     return OpenedModel(program, preprocessor, folder)
 
 

@@ -24,7 +24,7 @@ from vlmopt.rewrite.pipeline import Observer, StepResult
 from vlmopt.rundir import LEDGER, RECIPE, RunDirectory, refuse_existing
 from vlmopt.workflow.choosing import given_profile
 from vlmopt.workflow.evidence import Evidence
-from vlmopt.workflow.opening import open_model, open_task, with_fitted_head
+from vlmopt.workflow.opening import open_recipe, open_task, with_fitted_head
 from vlmopt.workflow.profiling import digest
 from vlmopt.workflow.publishing import emit_and_verify, keep_measurements, write_results
 from vlmopt.workflow.refusing import SITE_OPTIONS, refuse_early, refuse_recovery
@@ -56,9 +56,7 @@ def optimize(
     refuse_existing(output, force=force)
     refuse_early(recipe)
     prepare(watch, output=output)
-    opened = open_model(
-        recipe.model, device=recipe.device, dtype=recipe.dtype, allow_pickle=recipe.allow_pickle, progress=show
-    )
+    opened = open_recipe(recipe, progress=show)
     refuse_recovery(recipe, opened.program)
     bound = None if recipe.task is None else open_task(opened, recipe.task, seed=recipe.seed, progress=show)
     profile = None if bound is None else given_profile(recipe, bound)

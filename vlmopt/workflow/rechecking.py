@@ -31,7 +31,7 @@ from vlmopt.verify.statistics import paired_difference
 from vlmopt.workflow.answering import program_outputs
 from vlmopt.workflow.budgeting import folded_components
 from vlmopt.workflow.evaluating import artifact_scores
-from vlmopt.workflow.opening import OpenedModel, open_model, open_task, with_fitted_head
+from vlmopt.workflow.opening import OpenedModel, open_recipe, open_task, with_fitted_head
 from vlmopt.workflow.profiling import estimator_of, measure_profile
 from vlmopt.workflow.publishing import PROFILE
 
@@ -71,9 +71,7 @@ def recheck(
     new = load_task(task)
     _refuse_other_task(artifact, new)
     recipe = artifact.recipe
-    opened = open_model(
-        recipe.model, device=recipe.device, dtype=recipe.dtype, allow_pickle=recipe.allow_pickle, progress=show
-    )
+    opened = open_recipe(recipe, progress=show)
     original, fitted_on = _original(opened, artifact, task, show)
     source = TaskSource(new, opened.preprocessor, seed=recipe.seed)
     replanned = _replanned(artifact, original, new, source, num_samples, show)  # before the test split is opened

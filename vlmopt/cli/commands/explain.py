@@ -31,6 +31,7 @@ from vlmopt.cli.watching import choose_steps, split_switches, switches
 @options.threads()
 @options.pass_dir()
 @options.allow_pickle()
+@options.adapters()
 @switches
 @options.force("Replace the graphs that --dump-graph wrote before.")
 @options.as_json()

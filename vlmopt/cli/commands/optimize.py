@@ -35,6 +35,7 @@ from vlmopt.cli.watching import choose_steps, make_watch, split_switches, switch
 @options.threads()
 @options.pass_dir()
 @options.allow_pickle()
+@options.adapters()
 @switches
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and write nothing; as `vlmopt explain` does.")
 @options.force("Replace the output, once the new one is complete; and the graphs of --dump-graph.")

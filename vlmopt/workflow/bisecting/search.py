@@ -37,7 +37,7 @@ from vlmopt.workflow.bisecting.judging import Judge, judge_state, judges_drop, m
 from vlmopt.workflow.bisecting.single_site import SingleSite, shrunk
 from vlmopt.workflow.bisecting.states import NumberedSite, SiteLine
 from vlmopt.workflow.choosing import given_profile
-from vlmopt.workflow.opening import open_model, open_task
+from vlmopt.workflow.opening import open_recipe, open_task
 from vlmopt.workflow.optimizing import load_passes, set_up
 from vlmopt.workflow.profiling import digest
 from vlmopt.workflow.refusing import SITE_OPTIONS, refuse_early
@@ -144,9 +144,7 @@ def summary(result: dict[str, Any]) -> str:
 @contextmanager
 def _opened(recipe: Recipe, scratch: Path, check: str | None, show: Progress) -> Iterator[RunState]:
     """The run before its first pass; answers of an interrupted search are kept for the same one."""
-    opened = open_model(
-        recipe.model, device=recipe.device, dtype=recipe.dtype, allow_pickle=recipe.allow_pickle, progress=show
-    )
+    opened = open_recipe(recipe, progress=show)
     bound = None if recipe.task is None else open_task(opened, recipe.task, seed=recipe.seed, progress=show)
     profile = None if bound is None else given_profile(recipe, bound)
     task = "" if bound is None else bound.task.fingerprint
