@@ -10,11 +10,13 @@ from pathlib import Path
 from vlmopt.core.errors import EmitError
 from vlmopt.core.program import Assembly, Component, Dim, Program
 from vlmopt.core.progress import Progress
+from vlmopt.emit.genai_graphs import runs_in_genai, write_genai_graphs
 from vlmopt.emit.manifest import build_manifest, write_manifest
 from vlmopt.emit.onnx_file import DEFAULT_OPSET, EXTERNAL_FROM_BYTES, SharedWeights, emit_onnx
 from vlmopt.emit.pt2_file import emit_pt2
 from vlmopt.emit.torchscript_file import emit_torchscript
 from vlmopt.emit.written import EmittedFile
+from vlmopt.graph.assembled import DECODER, EMBEDDING
 from vlmopt.graph.modules import clone_graph
 from vlmopt.graph.replay import device_of
 
@@ -47,7 +49,8 @@ def emit_program(
     """Writes every component in every format at the top of `folder`; returns component -> format -> file.
 
     The ONNX graphs of a generative program go to `onnx/`, where transformers.js looks for them, and a weight that two
-    of them read (a tied embedding) is written once.
+    of them read (a tied embedding) is written once. One that onnxruntime-genai runs has that runtime's graphs there as
+    well, which no component names.
 
     Raises:
         EmitError: an unknown format, or a graph that one of them cannot hold.
@@ -57,9 +60,16 @@ def emit_program(
     if unknown:
         raise EmitError("emit", f"unknown format {unknown[0]!r}", expected=f"one of {', '.join(SUFFIXES)}")
     shared = SharedWeights(_shared_addresses(program))
+    is_for_genai = "onnx" in formats and runs_in_genai(program)
+    apart = (EMBEDDING, DECODER) if is_for_genai else ()  # their weights, for genai's graphs read the same files
     writers: dict[str, Callable[[Component, Mapping[str, Dim], Path], EmittedFile]] = {
         "onnx": lambda component, dims, path: emit_onnx(
-            component, dims, path, opset=opset, external_from_bytes=external_from_bytes, shared=shared
+            component,
+            dims,
+            path,
+            opset=opset,
+            external_from_bytes=0 if component.name in apart else external_from_bytes,
+            shared=shared,
         ),
         "torchscript": lambda component, dims, path: emit_torchscript(component, path),
         "pt2": emit_pt2,
@@ -72,6 +82,8 @@ def emit_program(
         path.parent.mkdir(exist_ok=True)
         written = writers[kind](component, program.dims, path).path
         names[component.name][kind] = written.relative_to(folder).as_posix()
+    if is_for_genai:
+        write_genai_graphs(program, folder / ONNX_FOLDER)
     return names
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vlmopt.core.program import Generation, Program
+from vlmopt.emit.genai import write_genai_files
+from vlmopt.emit.genai_graphs import GENAI_EMBEDDING
 from vlmopt.rundir import write_json
 
 CONFIGURATION, GENERATION = "config.json", "generation_config.json"
@@ -26,6 +28,14 @@ def copy_processor(files: Sequence[Path], program: Program, folder: Path) -> Non
         shutil.copyfile(source, folder / source.name)
     if program.generation is not None:
         _fit(folder, program.generation)
+    if any(folder.rglob(f"{GENAI_EMBEDDING}.onnx")):
+        write_genai_files(
+            program,
+            folder,
+            configuration=_read(folder / CONFIGURATION),
+            generation=_read(folder / GENERATION),
+            image_processor=_read(folder / IMAGE_PROCESSOR),
+        )
 
 
 def _fit(folder: Path, generation: Generation) -> None:

@@ -33,6 +33,7 @@ from vlmopt.tasks.kinds.zero_shot_image_classification import prompts
 from vlmopt.tasks.specification import TaskKind
 from vlmopt.verify.parity import Gate, Recorded, check_file
 from vlmopt.workflow.budgeting import resource_gates
+from vlmopt.workflow.checking_genai import check_genai_graphs
 from vlmopt.workflow.evidence import Evidence, drop_gates, final_evaluation
 from vlmopt.workflow.reporting import report_of
 from vlmopt.workflow.run_state import RunState
@@ -100,9 +101,10 @@ def _check_files(state: RunState, files: Files) -> list[Gate]:
     """Every file at two shapes against the program; the cases are kept, so `vlmopt verify` can repeat this later."""
     gates: list[Gate] = []
     recorded: dict[str, Tensor] = {}
+    every: dict[str, list[Recorded]] = {}
     shapes = sample_shapes(state.optimized, state.fit, seed=state.recipe.seed)
     for name, component in state.optimized.components.items():
-        cases: list[Recorded] = []
+        cases = every.setdefault(name, [])
         names = {spec.name: spec.name_in_files for spec in component.inputs}
         for i, feed in enumerate(shapes[name]):
             wanted = run_outputs(component, feed)
@@ -112,6 +114,7 @@ def _check_files(state: RunState, files: Files) -> list[Gate]:
         for kind, file in files[name].items():
             dtype = component.outputs[0].dtype
             gates.append(check_file(f"{file} equals the program", state.run.path(file), kind, cases, dtype=dtype))
+    gates += check_genai_graphs(state.optimized, every, state.run.partial)
     atomic_write(state.run.path(CASES), save({key: value.clone() for key, value in recorded.items()}))
     return gates
 

@@ -1,0 +1,60 @@
+"""The graphs that onnxruntime-genai reads against the program, on what the emitted ones were compared on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from vlmopt.core.program import Generation, Program
+from vlmopt.emit.genai_graphs import GENAI_DECODER, GENAI_EMBEDDING, IDS, TYPES
+from vlmopt.graph.assembled import DECODER, EMBEDDING, VISION
+from vlmopt.verify.parity import Gate, Recorded, check_file
+
+
+def check_genai_graphs(program: Program, cases: Mapping[str, Sequence[Recorded]], folder: Path) -> list[Gate]:
+    """A gate for each of its graphs that lies in `folder`; none where there are none.
+
+    Args:
+        cases: inputs and wanted outputs of every component: of the embedding first a prompt with the image that is the
+            first case of the vision encoder, then a token.
+    """
+    generation = program.generation
+    if generation is None:
+        return []
+    made: dict[tuple[str, str], Callable[[], list[Recorded]]] = {
+        (GENAI_EMBEDDING, EMBEDDING): lambda: _with_features(cases, generation.image_token),
+        (GENAI_DECODER, DECODER): lambda: _with_ids(program, generation, cases[DECODER]),
+    }
+    gates: list[Gate] = []
+    for (name, component), given in made.items():
+        file = folder / "onnx" / f"{name}.onnx"
+        if file.is_file():
+            dtype = program.components[component].outputs[0].dtype
+            gates.append(check_file(f"onnx/{file.name} equals the program", file, "onnx", given(), dtype=dtype))
+    return gates
+
+
+def _with_features(cases: Mapping[str, Sequence[Recorded]], mark: int) -> list[Recorded]:
+    """Image tokens of a case [B, S] have the features [N, F, D]; a case without them has none, [0, D]."""
+    features = cases[VISION][0][1][0]
+    found: list[Recorded] = []
+    for feed, (embeds, *_) in cases[EMBEDDING]:
+        places = (feed[IDS] == mark).unsqueeze(-1)
+        image = features if bool(places.any()) else features.new_zeros(0, features.shape[-1])
+        wanted = embeds.masked_scatter(places, image.to(embeds.dtype))
+        found.append(({IDS: feed[IDS], "image_features": image}, [wanted]))
+    return found
+
+
+def _with_ids(program: Program, generation: Generation, cases: Sequence[Recorded]) -> list[Recorded]:
+    """Ids of which the types of tokens follow, in the place of the types."""
+    assert generation.token_types is not None
+    _, image, _ = generation.token_types
+    mark, word = generation.image_token, 0 if generation.image_token else 1
+    names = [spec.name for spec in program.components[DECODER].inputs if spec.name != TYPES]
+    return [
+        ({**{name: feed[name] for name in names}, IDS: torch.where(feed[TYPES] == image, mark, word)}, wanted)
+        for feed, wanted in cases
+    ]
