@@ -215,7 +215,7 @@ def _speeds(task: str, cells: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             skipping: list[dict[str, Any]] = [{"skip-branches": {"branches": list(cut)}}] if cut else []
             passes = ["canonicalize", *skipping, "fold-constants"]
             report = optimize(Recipe.model_validate({"model": str(model), "passes": passes}), place)
-            cost = report["results"]["cost"]["optimized"]
+            cost = report["result"]["cost"]["optimized"]
             found[f"llava_{task}_{name}_kv_bytes_per_token"] = float(cost["kv_cache_bytes_per_token"])
             answering[name] = _Timed(place)
         rows: dict[str, list[tuple[float, float]]] = {name: [] for name in answering}

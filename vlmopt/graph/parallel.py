@@ -7,7 +7,7 @@ from any, makes no difference. Terms that are no such maps stay in the sum, besi
 Numbered rules:
 
 1. The layer is a term of the sum, perhaps scaled; a chain is a term that reads what the layer reads and whose weights
-   are smaller than the layer's, or that is a linear map anyway.
+   are smaller than the layer's, or that is a linear map or an adapter anyway.
 2. A layer whose value, or one computed from it, is read beside the sum stays: that reader wants the old value.
 3. A layer whose weight is read elsewhere stays: the old weight would have to be kept beside the new one.
 4. A layer whose weight is no plain tensor of real numbers (a quantized one) stays: the sum would be rounded again.
@@ -197,7 +197,7 @@ class _Finder:
             reason = odd or self._why_no_chain(maps, term)
             if not reason:
                 chains.append(term)
-            elif sum(weight.numel() for weight in weights) < size or not size:
+            elif not size or sum(weight.numel() for weight in weights) < size or any(map(is_adapter_call, region)):
                 kept.append(Kept(self._name(region), reason))
         return self._judged(maps, chains, kept)
 
