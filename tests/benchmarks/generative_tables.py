@@ -89,7 +89,7 @@ def _cut_rows(task: str, figures: Mapping[str, float]) -> list[str]:
     items = f"{figures[f'{prefix}_n_test']:.0f}"
     head = (
         f"`examples/llava` cut for `{task}`: answers generated on {items} items of its test split, in percent right,"
-        " with the paired difference and its 95 % interval; ONNX Runtime, batch 1."
+        " with the paired difference and its 95 % interval; speed is that of the ONNX files, batch 1."
     )
     columns = "| branches skipped | MACs saved | right | first token, ms | tokens/s | cache, bytes a token |"
     return ["", head, "", columns, "|---|---:|---|---:|---:|---:|", *rows]
