@@ -1,9 +1,9 @@
-"""`vlmopt explain`: what a recipe would do, pass by pass, without measuring or writing anything."""
+"""`vlmopt explain`: what a recipe would do, pass by pass. Nothing is written; only what a pass asks for is measured."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vlmopt.core.contract import Context, Pass, Plan, Site
@@ -19,6 +19,7 @@ from vlmopt.workflow.choosing import given_profile, worth_cutting
 from vlmopt.workflow.opening import OpenedTask, open_recipe, open_task, with_fitted_head
 from vlmopt.workflow.optimizing import initial_facts, load_passes
 from vlmopt.workflow.refusing import refuse_early
+from vlmopt.workflow.requested import requested_statistics
 from vlmopt.workflow.samples import sample_feeds
 from vlmopt.workflow.watching.observing import Watch, Watching, prepare, start_watching
 
@@ -51,7 +52,15 @@ def explain(recipe: Recipe, *, watch: Watch | None = None, progress: Progress | 
         program = with_fitted_head(program, fit, seed=recipe.seed, progress=show)  # through zeros no fault would show
     watching = start_watching(watch, lambda current: sample_feeds(current, fit, seed=recipe.seed))
     context = Context(importance=_importance(recipe, bound), seed=recipe.seed)
-    rows, left, error = _run(recipe, passes, program, context, watching, show, time_limit_s=watch.pass_timeout_s)
+
+    def known(pass_: Pass, current: Program, step: int) -> Context:
+        if not tuple(pass_.wants(current)):
+            return context
+        samples = None if bound is None else bound.source.workload(bound.program, "profile", limit=recipe.num_samples)
+        found = requested_statistics(pass_, current, samples, show, step=step, time_limit_s=watch.pass_timeout_s)
+        return replace(context, statistics=found)
+
+    rows, left, error = _run(recipe, passes, program, known, watching, show, time_limit_s=watch.pass_timeout_s)
     data: dict[str, Any] = {
         "model": recipe.model,
         "task": recipe.task,
@@ -82,7 +91,7 @@ def _run(
     recipe: Recipe,
     passes: Sequence[Pass],
     program: Program,
-    context: Context,
+    known: Callable[[Pass, Program, int], Context],
     watching: Watching,
     progress: Progress,
     *,
@@ -95,8 +104,10 @@ def _run(
         facts = _facts(pass_, holding)
         row = {"step": number, "name": pass_.name, "promise": pass_.promise.value, **facts}
         rows.append(row)
+        context = Context()
         try:
             with progress.stage(f"pass {pass_.name}"):
+                context = known(pass_, program, number)
                 result = run_step(
                     program,
                     pass_,

@@ -13,6 +13,7 @@ from vlmopt.rewrite.pipeline import Observer, StepResult, run_step
 from vlmopt.verify.parity import check_step
 from vlmopt.workflow.choosing import choose_sites
 from vlmopt.workflow.recovering import lost_too_much, recovered, trains_after, tuned
+from vlmopt.workflow.requested import requested_statistics
 from vlmopt.workflow.run_state import RunState
 
 _LEAST_HEADROOM = 0.5  # points; below it the choice is made as if nothing were trained
@@ -62,10 +63,13 @@ def _run_once(
         state.step = number
         left = None if not limits else max(0, min(limits) - sum(len(done.applied) for done in steps))
         with state.progress.stage(f"pass {pass_.name}"), state.ledger.timed(f"20-passes/{number:02d}-{pass_.name}"):
+            known = requested_statistics(
+                pass_, program, state.fit, state.progress, step=number, time_limit_s=time_limit_s
+            )
             result = run_step(
                 program,
                 pass_,
-                Context(importance=state.importance, seed=state.recipe.seed),
+                Context(importance=state.importance, statistics=known, seed=state.recipe.seed),
                 step=number,
                 choose=partial(_chosen, state, left),
                 fuel=left,

@@ -267,6 +267,8 @@ def _alone(state: RunState, line: SiteLine, suspect: NumberedSite, fault: Fault)
     if not shows_alone(fault):
         return None
     program = line.before(suspect.number)
+    if tuple(suspect.pass_.wants(program)):  # its case would need the task as well
+        return None
     context = Context(importance=line.importance(suspect.number), seed=state.recipe.seed)
     case = SingleSite(
         program,

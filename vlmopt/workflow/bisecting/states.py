@@ -17,6 +17,7 @@ from vlmopt.graph.kept_weights import KeptWeights
 from vlmopt.rewrite.pipeline import Choose, Observer, StepResult, run_step
 from vlmopt.workflow.choosing import choose_sites
 from vlmopt.workflow.recovering import recovered
+from vlmopt.workflow.requested import requested_statistics
 from vlmopt.workflow.run_state import RunState
 from vlmopt.workflow.stepping import reference_after
 
@@ -226,8 +227,11 @@ class SiteLine:
         *,
         observers: Sequence[Observer] = (),
     ) -> StepResult:
-        context = Context(importance=importance, seed=self._state.recipe.seed)
-        number = step.number
+        number, state = step.number, self._state
+        known = requested_statistics(
+            step.pass_, step.before, state.fit, state.progress, step=number, time_limit_s=self.time_limit_s
+        )
+        context = Context(importance=importance, statistics=known, seed=state.recipe.seed)
         try:
             return run_step(
                 step.before,

@@ -1,0 +1,111 @@
+"""Routers folded into their means on the task: the certificate, the exchange, and a whole run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.passes.test_low_rank import batch, blocks, insert, run, step, train
+from vlmopt.core.contract import Context, StatRequest
+from vlmopt.core.program import Program
+from vlmopt.graph.mixtures import Exchange, exchanges, find_mixtures
+from vlmopt.registry import make_pass
+from vlmopt.rewrite.pipeline import run_step
+
+
+def routed(n_experts: int = 3) -> Program:
+    """Lily with routers that look at the data, all weights random."""
+    program = insert(blocks(), {"kind": "lily", "mixture": "routed", "experts": n_experts}).program
+    train(program)
+    return program
+
+
+def mixtures_of(program: Program, samples: Tensor) -> dict[str, Tensor]:
+    """What every mixture is for every sample alone, [n, E]."""
+    graph = program.components["model"].graph
+    found: dict[str, list[Tensor]] = {}
+    nodes = [mixture.node for mixture in find_mixtures(graph)]
+
+    class Recording(torch.fx.Interpreter):
+        def run_node(self, n: torch.fx.Node) -> Any:
+            value = super().run_node(n)
+            if n in nodes:
+                found.setdefault(n.name, []).append(value)
+            return value
+
+    for sample in samples:
+        Recording(graph).run(sample.unsqueeze(0))
+    return {name: torch.stack(values) for name, values in found.items()}
+
+
+def moments_of(program: Program, samples: Tensor) -> dict[StatRequest, Tensor]:
+    known: dict[StatRequest, Tensor] = {}
+    for name, values in mixtures_of(program, samples).items():
+        known[StatRequest("model", name, "mean")] = values.mean(0)
+        known[StatRequest("model", name, "second_moment")] = values.T @ values / len(values)
+    return known
+
+
+def test_the_certificate_is_the_distance_between_weights() -> None:
+    program = routed()
+    samples = torch.randn(16, 3, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    graph = program.components["model"].graph
+    seen = mixtures_of(program, samples)
+    known = moments_of(program, samples)
+    moments = {
+        name: (known[StatRequest("model", name, "mean")], known[StatRequest("model", name, "second_moment")])
+        for name in seen
+    }
+    found = exchanges(graph, moments)
+    assert len(found) == 12
+    tensors = dict(graph.named_parameters())
+    for exchange in found.values():
+        assert isinstance(exchange, Exchange)
+        assert 0 < exchange.rms <= exchange.largest
+    name, values = next(iter(seen.items()))
+    exchange = found[name]
+    assert isinstance(exchange, Exchange)
+    family = next(path for path in tensors if path.endswith("experts") and "query" in path)
+    down = tensors[family.replace("experts", "down_0.weight")]
+    experts = tensors[family].view(3, 8, -1)
+    weight = tensors[f"{exchange.layer}.weight"] + 16 * torch.einsum("e,eor,ri->oi", values.mean(0), experts, down)
+    moved = [16 * torch.einsum("e,eor,ri->oi", value - values.mean(0), experts, down) for value in values]
+    rms = torch.stack(moved).flatten(1).square().sum(1).mean().sqrt() / weight.norm()
+    assert exchange.rms == pytest.approx(float(rms), rel=1e-9)
+    assert all(float(one.norm() / weight.norm()) <= exchange.largest for one in moved)
+
+
+def test_a_replaced_mixture_folds_to_the_weight_of_the_mean() -> None:
+    program = routed()
+    context = Context(statistics=moments_of(program, batch()))
+    done = run_step(program, make_pass("fold-routers", {"tolerance": 10.0}), context, step=1)
+    assert len(done.applied) == 12
+    assert done.predicted == done.counted
+    assert "the weight of" in done.applied[0].summary
+    folded = step(done.program, "fold-adapters", {})
+    assert folded.refusals == ()
+    constant = run(done.program, batch())
+    assert float((run(folded.program, batch()) - constant).abs().max()) < 1e-12 * float(constant.abs().max())
+    assert float((constant - run(program, batch())).abs().max()) > 1e-6
+
+
+def test_a_mixture_that_is_the_same_for_all_inputs_changes_nothing() -> None:
+    program = routed()
+    for path, weight in program.components["model"].graph.named_parameters():
+        if path.endswith("route.weight"):
+            weight.data.zero_()
+    context = Context(statistics=moments_of(program, batch()))
+    done = run_step(program, make_pass("fold-routers", {"tolerance": 1e-9}), context, step=1)
+    assert len(done.applied) == 12
+    assert float((run(done.program, batch()) - run(program, batch())).abs().max()) < 1e-12
+
+
+def test_a_mixture_that_moves_too_much_stays_with_the_figures() -> None:
+    program = routed()
+    context = Context(statistics=moments_of(program, batch()))
+    done = run_step(program, make_pass("fold-routers", {"tolerance": 0.0}), context, step=1)
+    assert done.applied == ()
+    assert all("more than the tolerance of 0.00%" in refusal.reason for refusal in done.refusals)
