@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
+from tests.capture.test_adapters import write_adapter
 from tests.passes.test_low_rank import batch, blocks, insert, run, step, train
+from vlmopt.cli import entry
 from vlmopt.core.contract import Context, StatRequest
 from vlmopt.core.program import Program
+from vlmopt.core.progress import Silent
 from vlmopt.graph.mixtures import Exchange, exchanges, find_mixtures
+from vlmopt.profiling.node_statistics import node_statistics
 from vlmopt.registry import make_pass
 from vlmopt.rewrite.pipeline import run_step
 
@@ -33,7 +41,7 @@ def mixtures_of(program: Program, samples: Tensor) -> dict[str, Tensor]:
         def run_node(self, n: torch.fx.Node) -> Any:
             value = super().run_node(n)
             if n in nodes:
-                found.setdefault(n.name, []).append(value)
+                found.setdefault(n.name, []).append(value.detach())
             return value
 
     for sample in samples:
@@ -74,7 +82,7 @@ def test_the_certificate_is_the_distance_between_weights() -> None:
     weight = tensors[f"{exchange.layer}.weight"] + 16 * torch.einsum("e,eor,ri->oi", values.mean(0), experts, down)
     moved = [16 * torch.einsum("e,eor,ri->oi", value - values.mean(0), experts, down) for value in values]
     rms = torch.stack(moved).flatten(1).square().sum(1).mean().sqrt() / weight.norm()
-    assert exchange.rms == pytest.approx(float(rms), rel=1e-9)
+    assert exchange.rms == pytest.approx(float(rms.detach()), rel=1e-9)
     assert all(float(one.norm() / weight.norm()) <= exchange.largest for one in moved)
 
 
@@ -109,3 +117,78 @@ def test_a_mixture_that_moves_too_much_stays_with_the_figures() -> None:
     done = run_step(program, make_pass("fold-routers", {"tolerance": 0.0}), context, step=1)
     assert done.applied == ()
     assert all("more than the tolerance of 0.00%" in refusal.reason for refusal in done.refusals)
+
+
+@pytest.fixture(scope="module")
+def routed_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Lily as peft writes it, its router and experts random."""
+    peft = pytest.importorskip("peft", reason="the extra `adapters` is not installed")
+    config = peft.LilyConfig(r=2, stride_A=1, num_B=3, scaling=1.0, target_modules=r".*vision_model.*(v_proj|fc1)")
+    return write_adapter(tmp_path_factory.mktemp("adapter") / "lily", config)
+
+
+@pytest.mark.parametrize("tolerance", [10.0, 1e-6], ids=["within", "beyond"])
+def test_a_run_measures_the_mixtures_of_a_given_adapter_and_folds_them(
+    tolerance: float,
+    clip: Path,
+    colours: Path,
+    routed_adapter: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    content = {
+        "model": str(clip),
+        "task": str(colours),
+        "adapters": [f"style={routed_adapter}"],
+        "passes": ["canonicalize", {"fold-routers": {"tolerance": tolerance}}, "fold-adapters"],
+    }
+    recipe.write_text(yaml.safe_dump(content))
+    out = tmp_path / "out"
+    code = entry.run(["optimize", "-q", "--json", "--recipe", str(recipe), "-o", str(out)])
+    report = json.loads(capsys.readouterr().out)
+    assert code == 0
+    steps = {one["name"]: one for one in report["passes"]}
+    n = 6 if tolerance > 1 else 0
+    assert steps["fold-routers"]["n_applied"] == n
+    assert steps["fold-adapters"]["n_applied"] == n
+    assert entry.run(["explain", "--json", str(recipe)]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["plan"]}
+    assert len(rows["fold-routers"]["sites"]) == n
+    assert len(rows["fold-routers"]["refusals"]) == 6 - n
+
+
+class _Workload:
+    """Feeds of a component, an item a row."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x, self.n_items = x, len(x)
+        self.feeds = {"model": [{"x": x}]}
+
+    def part(self, items: Sequence[int]) -> _Workload:
+        return _Workload(self.x[list(items)])
+
+
+def test_statistics_of_nodes_are_those_of_their_rows() -> None:
+    program, x = blocks(), batch()
+    graph = program.components["model"].graph
+    node = next(n for n in graph.graph.nodes if n.op == "placeholder")
+    wanted = [StatRequest("model", node.name, name) for name in ("mean", "absmax", "second_moment")]
+    found = node_statistics(program, wanted, _Workload(x), Silent())  # type: ignore[arg-type]
+    rows = x.reshape(-1, 8)
+    assert torch.allclose(found[wanted[0]], rows.mean(0))
+    assert torch.equal(found[wanted[1]], rows.abs().amax(0))
+    assert torch.allclose(found[wanted[2]], rows.T @ rows / len(rows))
+
+
+@pytest.mark.parametrize(
+    ("request_", "told"),
+    [
+        (StatRequest("model", "nowhere", "mean"), "model/nowhere is no node"),
+        (StatRequest("elsewhere", "x", "mean"), "elsewhere/x is no node"),
+        (StatRequest("model", "x", "median"), "the statistic 'median'; expected mean, absmax, second_moment"),
+    ],
+)
+def test_a_statistic_that_is_not_there_is_refused(request_: StatRequest, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        node_statistics(blocks(), [request_], _Workload(batch()), Silent())  # type: ignore[arg-type]
