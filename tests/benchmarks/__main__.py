@@ -14,7 +14,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.benchmarks import contract, frame, generative, generative_tables, pcetl, picture, readme, towers
+from tests.benchmarks import adapters, contract, frame, generative, generative_tables, pcetl, picture, readme, towers
 
 RESULTS = Path(__file__).parent / "results"
 Parts = Callable[[], Mapping[str, Callable[[], Mapping[str, float | str]]]]
@@ -23,6 +23,7 @@ BENCHMARKS: dict[str, Parts] = {
     "contract": contract.parts,
     "pcetl": pcetl.parts,
     "generative": generative.parts,
+    "adapters": adapters.parts,
 }
 README_TABLES = {
     "frame": readme.before_after,

@@ -108,14 +108,14 @@ def _measured(
 ) -> Iterator[dict[str, Any]]:
     cuts = {(cell["method"], cell["budget"]): cell["cut"] for cell in cells}
     with tempfile.TemporaryDirectory() as folder:
-        bench = _opened(task, Path(folder))
+        bench = opened_bench(task, Path(folder))
         chooser = _Chooser(bench)
         for method, level, budget in missing:
             cut = cuts.get((method, budget)) or chooser.cut(method, budget)
             cuts[method, budget] = cut
             optimized = _recovered(bench, Path(folder) / f"{method}-{level}-{budget}", cut, level)
             found = paired_difference(
-                bench.whole, _scores(optimized, bench.test), list(bench.test.item_groups), seed=SEED
+                bench.whole, scores_of(optimized, bench.test), list(bench.test.item_groups), seed=SEED
             )
             yield {
                 "method": method,
@@ -132,13 +132,13 @@ def _measured(
             }
 
 
-def _places(task: str) -> tuple[Path, Path]:
+def places(task: str) -> tuple[Path, Path]:
     home = towers.cache() / "llava"
     return home / "model", home / "tasks" / task
 
 
-def _opened(task: str, folder: Path) -> Bench:
-    model, data = _places(task)
+def opened_bench(task: str, folder: Path) -> Bench:
+    model, data = places(task)
     opened = open_model(str(model), device="cpu", dtype="float32", allow_pickle=False, progress=Silent())
     bound, apart = (open_task(opened, str(data), seed=SEED, progress=Silent()) for _ in range(2))
     state = state_of(Recipe(model=str(model), task=str(data), num_samples=N_TRAINED), folder / "set-up", opened, bound)
@@ -148,7 +148,7 @@ def _opened(task: str, folder: Path) -> Bench:
     file = towers.cache() / "benchmarks" / f"llava-{task}.profile.json"
     profile = kept_profile(bound, original, profiled, file, folder, scoring="raw")
     test = _drawn(apart.source.open_test(original))
-    return Bench(task, opened, bound, original, profile, test, _scores(original, test))
+    return Bench(task, opened, bound, original, profile, test, scores_of(original, test))
 
 
 def _drawn(test: Any) -> Any:
@@ -157,12 +157,12 @@ def _drawn(test: Any) -> Any:
     return test.part(items)
 
 
-def _scores(program: Program, test: TaskWorkload) -> torch.Tensor:
+def scores_of(program: Program, test: TaskWorkload) -> torch.Tensor:
     return test.item_scores(program_outputs(program, test, what=DECODER, progress=Silent()))
 
 
 def _recovered(bench: Bench, folder: Path, cut: Sequence[str], level: str) -> Program:
-    model, data = map(str, _places(bench.task))
+    model, data = map(str, places(bench.task))
     steps = steps_of(cut, level)
     written = {"model": model, "task": data, "passes": steps, "recovery": LEVELS[level], "num_samples": N_TRAINED}
     state = state_of(Recipe.model_validate(written), folder, bench.opened, bench.bound)
@@ -206,7 +206,7 @@ class _Chooser:
 
 def _speeds(task: str, cells: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Milliseconds to the first token, tokens a second and bytes of cache a token, of the original and of every cut."""
-    model, _ = _places(task)
+    model, _ = places(task)
     with tempfile.TemporaryDirectory() as folder:
         found, answering = dict[str, float](), dict[str, _Timed]()
         cuts = {f"{c['method']}_{100 * c['budget']:.0f}": c["cut"] for c in cells}

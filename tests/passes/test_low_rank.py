@@ -11,8 +11,8 @@ import pytest
 import torch
 import yaml
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tests.benchmarks.adapter_counts import COUNTS, lily_plan
 from vlmopt.cli import entry
 from vlmopt.core.contract import Context
 from vlmopt.core.errors import PassError
@@ -178,46 +178,11 @@ def test_a_misspelled_module_is_refused_with_the_closest_one() -> None:
         insert(blocks(), {"modules": ["layers.0.ffn.upp"]})
 
 
-class Stack(nn.Module):
-    """Layers of Linears of these shapes (name -> width in, width out), as many as a real model has."""
-
-    def __init__(self, n_layers: int, shapes: dict[str, tuple[int, int]]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(
-            nn.ModuleDict({name: nn.Linear(*shape, bias=False) for name, shape in shapes.items()})
-            for _ in range(n_layers)
-        )
-        self.widths = {name: d_in for name, (d_in, _) in shapes.items()}
-
-    def forward(self, x: Tensor) -> Tensor:
-        total = x.sum()
-        for layer in self.layers:
-            for name, width in self.widths.items():
-                total = total + layer[name](x[:, :width]).sum()  # type: ignore[index]
-        return x + total
-
-
-QKV = {"q": (4096, 4096), "k": (4096, 1024), "v": (4096, 1024)}
-LLAMA_MLP = {"gate": (3072, 8192), "up": (3072, 8192), "down": (8192, 3072)}
-COUNTS: dict[str, tuple[int, dict[str, tuple[int, int]], dict[str, Any], int]] = {
-    "commonsense": (32, QKV, {"rank": 16, "stride": 8, "experts": 4}, 1_185_792),
-    "state space": (64, {"in_proj": (4096, 16384)}, {"rank": 40, "stride": 16, "experts": 4}, 3_287_040),
-    "mathematics, FFN": (28, LLAMA_MLP, {"rank": 140, "stride": 14, "experts": 2}, 9_485_280),
-    "mathematics, attention": (
-        28, {"q": (3072, 3072), "v": (3072, 1024)}, {"rank": 896, "stride": 14, "experts": 2}, 18_450_432
-    ),
-    "sentences": (12, {"q": (768, 768), "v": (768, 768)}, {"rank": 32, "stride": 4, "experts": 3}, 297_216),
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("name", COUNTS)
 def test_lily_at_real_size_has_the_published_counts(name: str) -> None:
     n_layers, shapes, options, wanted = COUNTS[name]
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        program = program_of(Stack(n_layers, shapes), torch.ones(2, max(width for width, _ in shapes.values())))
     for mixture, count in (("routed", wanted), ("static", None)):
-        pass_ = make_pass("insert-low-rank-adapter", {**options, "kind": "lily", "mixture": mixture, "modules": ["*"]})
-        plan = pass_.plan(program, Context())
+        plan = lily_plan(name, mixture)
         found = -sum(site.saving.parameters for site in plan.sites)
         n_scores = n_layers * len(shapes) * options["experts"]
         assert len(plan.sites) == n_layers * len(shapes)
