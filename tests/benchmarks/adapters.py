@@ -1,8 +1,8 @@
 """Adapters on the LLaVA example: counts at real size, what folding changes, and what training each kind is worth.
 
 `folding`: LoRA on every Linear of the example but its head, whose weight is also the table of words, with random
-weights, folded: the largest error of a weight against the sum in float64, and of the logits; and that the folded program
-has the nodes and the size of the one without adapters.
+weights, folded: the largest error of a weight against the sum in float64, and of the logits; and whether the program
+has the nodes and the size of the one without adapters again.
 
 `lily`: routed Lily on the decoder, random weights: how far the weights may move when the routers become constants
 (certificate), and how far the logits really do, behind a prompt and behind one cached step.
