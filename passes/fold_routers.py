@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmopt.core.contract import Case, Context, Pass, Plan, Promise, Refusal, Site, StatRequest
-from vlmopt.core.facts import CANONICAL, CAPTURED, Fact
+from vlmopt.core.facts import ADAPTERS_INSERTED, CANONICAL, CAPTURED, Fact
 from vlmopt.core.program import Component, Program
 from vlmopt.graph.example import program_of
 from vlmopt.graph.mixtures import Exchange, exchange_savings, exchanges, find_mixtures, replace_mixture
@@ -44,7 +44,7 @@ class FoldRouters(Pass):
 
     name: ClassVar[str] = "fold-routers"
     promise: ClassVar[Promise] = Promise.LOSSY
-    requires: ClassVar[frozenset[Fact]] = frozenset({CAPTURED, CANONICAL})
+    requires: ClassVar[frozenset[Fact]] = frozenset({CAPTURED, CANONICAL, ADAPTERS_INSERTED})
 
     def __post_init__(self) -> None:
         if not self.tolerance >= 0:

@@ -69,7 +69,7 @@ def test_the_certificate_is_the_distance_between_weights() -> None:
     }
     found = exchanges(graph, moments)
     assert len(found) == 12
-    tensors = dict(graph.named_parameters())
+    tensors = {path: weight.detach() for path, weight in graph.named_parameters()}
     for exchange in found.values():
         assert isinstance(exchange, Exchange)
         assert 0 < exchange.rms <= exchange.largest
@@ -192,3 +192,20 @@ def test_statistics_of_nodes_are_those_of_their_rows() -> None:
 def test_a_statistic_that_is_not_there_is_refused(request_: StatRequest, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         node_statistics(blocks(), [request_], _Workload(batch()), Silent())  # type: ignore[arg-type]
+
+
+def test_only_tokens_of_the_prompt_count() -> None:
+    workload = _Workload(batch())
+    mask, labels = torch.tensor([[0, 1, 1]]), torch.tensor([[-100, -100, 5]])
+    workload.part = lambda items: _Text(workload.x[list(items)], mask, labels)  # type: ignore[method-assign, assignment]
+    program = blocks()
+    node = next(n for n in program.components["model"].graph.graph.nodes if n.op == "placeholder")
+    wanted = StatRequest("model", node.name, "mean")
+    found = node_statistics(program, [wanted], workload, Silent())  # type: ignore[arg-type]
+    assert torch.allclose(found[wanted], batch()[:, 1].mean(0))
+
+
+class _Text(_Workload):
+    def __init__(self, x: Tensor, mask: Tensor, labels: Tensor) -> None:
+        super().__init__(x)
+        self.feeds = {"model": [{"x": x, "attention_mask": mask, "labels": labels}]}

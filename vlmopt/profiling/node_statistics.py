@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import is_fake
 from vlmopt.core.contract import StatRequest
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Progress
-from vlmopt.core.workload import TrainableWorkload
+from vlmopt.core.workload import Feed, TrainableWorkload
 from vlmopt.graph.joined import joined
 from vlmopt.graph.modules import clone_graph
 from vlmopt.graph.replay import inputs_of
@@ -29,8 +29,9 @@ def node_statistics(
 ) -> dict[StatRequest, Tensor]:
     """Every requested statistic over at most `SAMPLE` items and all axes but the last, of width D, in float64.
 
-    `mean` and `absmax` are [D], `second_moment` is the mean outer product [D, D] about zero. What no item reaches, as a
-    component that the task does not run, is left out.
+    `mean` and `absmax` are [D], `second_moment` is the mean outer product [D, D] about zero. Where a node has a row for
+    every token of a text, those of the prompt count, and not those of the answer. What no item reaches, as a component
+    that the task does not run, is left out.
 
     Raises:
         ValueError: a request names no node with a floating-point value, or a statistic that is not there.
@@ -56,6 +57,8 @@ def node_statistics(
             for name, feeds in workload.part([item]).feeds.items():
                 if name in run.components:
                     for feed in feeds:
+                        for record in records.values():
+                            record.is_counted = _prompt(feed)
                         run.components[name].graph(*inputs_of(run.components[name], feed))
     found = {request: records[request.component, request.node] for request in wanted}
     return {request: record.statistic(request.statistic) for request, record in found.items() if record.n_rows}
@@ -66,13 +69,17 @@ class _Record:
     """Sums over the rows of a node's value. It stands in the graph as the identity."""
 
     has_outer: bool = False
+    is_counted: Tensor | None = None  # [B, S], of the present batch
     n_rows: int = 0
     total: Tensor = field(default_factory=lambda: torch.zeros(()))
     largest: Tensor = field(default_factory=lambda: torch.zeros(()))
     outer: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def add(self, value: Tensor) -> None:
-        rows = value.detach().to("cpu", torch.float64).reshape(-1, value.shape[-1])
+        seen, mask = value.detach().to("cpu", torch.float64), self.is_counted
+        if mask is not None and value.dim() > mask.dim() and value.shape[: mask.dim()] == mask.shape:
+            seen = seen[mask]
+        rows = seen.reshape(-1, value.shape[-1])
         self.n_rows += len(rows)
         self.total = self.total + rows.sum(0)
         self.largest = torch.maximum(self.largest, rows.abs().amax(0)) if len(rows) else self.largest
@@ -82,6 +89,14 @@ class _Record:
     def statistic(self, name: str) -> Tensor:
         values = {"mean": self.total / self.n_rows, "absmax": self.largest, "second_moment": self.outer / self.n_rows}
         return values[name]
+
+
+def _prompt(feed: Feed) -> Tensor | None:
+    """Which tokens belong to a prompt, [B, S]; None where the feed holds no text."""
+    if "attention_mask" not in feed:
+        return None
+    is_token = feed["attention_mask"].cpu().bool()
+    return is_token & (feed["labels"].cpu() < 0) if "labels" in feed else is_token
 
 
 def _recorded(program: Program, request: StatRequest) -> _Record:
