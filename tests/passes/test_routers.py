@@ -186,7 +186,7 @@ def test_statistics_of_nodes_are_those_of_their_rows() -> None:
     [
         (StatRequest("model", "nowhere", "mean"), "model/nowhere is no node"),
         (StatRequest("elsewhere", "x", "mean"), "elsewhere/x is no node"),
-        (StatRequest("model", "x", "median"), "the statistic 'median'; expected mean, absmax, second_moment"),
+        (StatRequest("model", "x", "median"), "the statistic 'median'; expected mean, absmax, second_moment, rows"),
     ],
 )
 def test_a_statistic_that_is_not_there_is_refused(request_: StatRequest, told: str) -> None:

@@ -71,7 +71,7 @@ class StatRequest:
 
     component: str
     node: str
-    statistic: str  # "mean", "absmax", "second_moment"
+    statistic: str  # "mean", "absmax", "second_moment", "rows"
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from vlmopt.graph.joined import joined
 from vlmopt.graph.modules import clone_graph
 from vlmopt.graph.replay import inputs_of
 
-STATISTICS = ("mean", "absmax", "second_moment")
+STATISTICS = ("mean", "absmax", "second_moment", "rows")
 SAMPLE = 64  # items
+_ROWS = 64  # of an item
 
 
 def node_statistics(
@@ -29,9 +30,10 @@ def node_statistics(
 ) -> dict[StatRequest, Tensor]:
     """Every requested statistic over at most `SAMPLE` items and all axes but the last, of width D, in float64.
 
-    `mean` and `absmax` are [D], `second_moment` is the mean outer product [D, D] about zero. Where a node has a row for
-    every token of a text, those of the prompt count, and not those of the answer. What no item reaches, as a component
-    that the task does not run, is left out.
+    `mean` and `absmax` are [D], `second_moment` is the mean outer product [D, D] about zero, and `rows` are some
+    of the rows themselves, [n, D] in float32, drawn anew but alike in every run. Where a node has a row for every token
+    of a text, those of the prompt count, and not those of the answer. What no item reaches, as a component that the
+    task does not run, is left out.
 
     Raises:
         ValueError: a request names no node with a floating-point value, or a statistic that is not there.
@@ -47,7 +49,7 @@ def node_statistics(
         place = (request.component, request.node)
         if place not in records:
             records[place] = _recorded(clone, request)
-        records[place].has_outer |= request.statistic == "second_moment"
+        records[place].wanted.add(request.statistic)
     run = joined(clone).program
     for component in run.components.values():
         component.graph.recompile()
@@ -68,12 +70,14 @@ def node_statistics(
 class _Record:
     """Sums over the rows of a node's value. It stands in the graph as the identity."""
 
-    has_outer: bool = False
+    wanted: set[str] = field(default_factory=set)
     is_counted: Tensor | None = None  # [B, S], of the present batch
     n_rows: int = 0
     total: Tensor = field(default_factory=lambda: torch.zeros(()))
     largest: Tensor = field(default_factory=lambda: torch.zeros(()))
     outer: Tensor = field(default_factory=lambda: torch.zeros(()))
+    rows: list[Tensor] = field(default_factory=list)
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     def add(self, value: Tensor) -> None:
         seen, mask = value.detach().to("cpu", torch.float64), self.is_counted
@@ -83,10 +87,14 @@ class _Record:
         self.n_rows += len(rows)
         self.total = self.total + rows.sum(0)
         self.largest = torch.maximum(self.largest, rows.abs().amax(0)) if len(rows) else self.largest
-        if self.has_outer:
+        if "second_moment" in self.wanted:
             self.outer = self.outer + rows.T @ rows
+        if "rows" in self.wanted:
+            self.rows.append(rows[torch.randperm(len(rows), generator=self.generator)[:_ROWS]].float())
 
     def statistic(self, name: str) -> Tensor:
+        if name == "rows":
+            return torch.cat(self.rows)
         values = {"mean": self.total / self.n_rows, "absmax": self.largest, "second_moment": self.outer / self.n_rows}
         return values[name]
 

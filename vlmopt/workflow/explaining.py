@@ -54,10 +54,8 @@ def explain(recipe: Recipe, *, watch: Watch | None = None, progress: Progress | 
     context = Context(importance=_importance(recipe, bound), seed=recipe.seed)
 
     def known(pass_: Pass, current: Program, step: int) -> Context:
-        if not tuple(pass_.wants(current)):
-            return context
-        samples = None if bound is None else bound.source.workload(bound.program, "profile", limit=recipe.num_samples)
-        found = requested_statistics(pass_, current, samples, show, step=step, time_limit_s=watch.pass_timeout_s)
+        limits: dict[str, Any] = {"num_samples": recipe.num_samples, "time_limit_s": watch.pass_timeout_s}
+        found = requested_statistics(pass_, current, bound, show, step=step, **limits)
         return replace(context, statistics=found)
 
     rows, left, error = _run(recipe, passes, program, known, watching, show, time_limit_s=watch.pass_timeout_s)

@@ -64,7 +64,13 @@ def _run_once(
         left = None if not limits else max(0, min(limits) - sum(len(done.applied) for done in steps))
         with state.progress.stage(f"pass {pass_.name}"), state.ledger.timed(f"20-passes/{number:02d}-{pass_.name}"):
             known = requested_statistics(
-                pass_, program, state.fit, state.progress, step=number, time_limit_s=time_limit_s
+                pass_,
+                program,
+                state.bound,
+                state.progress,
+                step=number,
+                num_samples=state.recipe.num_samples,
+                time_limit_s=time_limit_s,
             )
             result = run_step(
                 program,

@@ -229,7 +229,13 @@ class SiteLine:
     ) -> StepResult:
         number, state = step.number, self._state
         known = requested_statistics(
-            step.pass_, step.before, state.fit, state.progress, step=number, time_limit_s=self.time_limit_s
+            step.pass_,
+            step.before,
+            state.bound,
+            state.progress,
+            step=number,
+            num_samples=state.recipe.num_samples,
+            time_limit_s=self.time_limit_s,
         )
         context = Context(importance=importance, statistics=known, seed=state.recipe.seed)
         try:
