@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from vlmopt.core.contract import Case, Context, Pass, Plan, Promise, Refusal, Site, StatRequest
 from vlmopt.core.facts import ADAPTERS_INSERTED, CANONICAL, CAPTURED, Fact
 from vlmopt.core.program import Component, Program
+from vlmopt.graph.canonical import drop_dead_nodes
 from vlmopt.graph.example import program_of
 from vlmopt.graph.mixtures import Exchange, exchange_savings, exchanges, find_mixtures, replace_mixture
 
@@ -83,6 +84,7 @@ class FoldRouters(Pass):
         for mixture in find_mixtures(component.graph):
             if mixture.node.name in site.target and mixture.node.name in moments:
                 replace_mixture(component.graph, mixture, moments[mixture.node.name][0])
+                drop_dead_nodes(component.graph)
                 return
 
     @classmethod

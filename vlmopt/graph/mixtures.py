@@ -14,8 +14,8 @@ an expert alone since every mixture is a convex combination of those.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
@@ -25,7 +25,7 @@ from vlmopt.core.program import Component, Dim
 from vlmopt.graph.adapters import site_name
 from vlmopt.graph.canonical import drop_dead_nodes, is_hand_on
 from vlmopt.graph.constants import constant_nodes
-from vlmopt.graph.costing import component_cost
+from vlmopt.graph.costing import nodes_cost, weights_of
 from vlmopt.graph.linear_maps import CASTS, VIEWING
 from vlmopt.graph.modules import ADAPTERS, clone_graph, free_path, set_at
 from vlmopt.graph.parallel import ParallelFold, find_parallel
@@ -79,7 +79,7 @@ def _softmax_of(mean: fx.Node) -> fx.Node | None:
 
 
 def replace_mixture(module: fx.GraphModule, mixture: Mixture, shares: Tensor) -> str:
-    """Puts the constant [E] in the mixture's place, where what computed it goes; returns the constant's path."""
+    """Puts the constant [E] in the mixture's place and returns its path; what computed the mixture is left dead."""
     node = mixture.node
     path = free_path(module, f"{ADAPTERS}.{site_name(node.name)}.mixture")
     value = node.meta["val"]
@@ -89,7 +89,6 @@ def replace_mixture(module: fx.GraphModule, mixture: Mixture, shares: Tensor) ->
         constant = module.graph.create_node("get_attr", path)
     constant.meta = {key: node.meta[key] for key in ("val", "tensor_meta") if key in node.meta}
     node.replace_all_uses_with(constant)
-    drop_dead_nodes(module)
     return path
 
 
@@ -107,17 +106,31 @@ def exchanges(module: fx.GraphModule, moments: Mapping[str, tuple[Tensor, Tensor
     return found
 
 
-def exchange_savings(component: Component, dims: Mapping[str, Dim], constants: Mapping[str, Tensor]) -> dict[str, Cost]:
-    """What a constant [E] in the place of each named mixture saves, behind those in front of it."""
-    trial = replace(component, graph=clone_graph(component.graph))
-    found, before = dict[str, Cost](), component_cost(trial, dims)
-    for mixture in find_mixtures(trial.graph):
-        name = mixture.node.name
-        if name in constants:
-            replace_mixture(trial.graph, mixture, constants[name])
-            after = component_cost(trial, dims)
-            found[name], before = before - after, after
+def exchange_savings(component: Component, dims: Mapping[str, Dim], names: Collection[str]) -> dict[str, Cost]:
+    """What a constant in the place of each named mixture saves, behind those in front of it."""
+    module, gone = component.graph, set[fx.Node]()
+    found: dict[str, Cost] = {}
+    for mixture in find_mixtures(module):
+        if mixture.node.name not in names:
+            continue
+        dying = _dying(mixture.node, gone)
+        gone |= dying
+        read = {id(weight) for node in set(module.graph.nodes) - gone for weight in weights_of(module, node)}
+        value = mixture.node.meta["val"]
+        constant = Cost(value.numel(), value.numel() * value.element_size())
+        found[mixture.node.name] = nodes_cost(component, dying, dims, seen=read) - constant
     return found
+
+
+def _dying(node: fx.Node, gone: Collection[fx.Node]) -> set[fx.Node]:
+    """The node, and what nothing reads any more without it and those that are gone."""
+    dying, pending = {node}, [node]
+    while pending:
+        for operand in pending.pop().all_input_nodes:
+            if operand.op != "placeholder" and all(user in dying or user in gone for user in operand.users):
+                dying.add(operand)
+                pending.append(operand)
+    return dying
 
 
 def _exchange(folds: Sequence[ParallelFold | None], mean: Tensor, second: Tensor, eps: float) -> Exchange | str:
@@ -155,6 +168,7 @@ def _folds(module: fx.GraphModule, mixtures: Sequence[Mixture], shares: Sequence
         replace_mixture(clone, by_name[one.node.name], value): one.node.name
         for one, value in zip(mixtures, shares, strict=True)
     }
+    drop_dead_nodes(clone)
     found: dict[str, ParallelFold] = {}
     for fold in find_parallel(clone)[0]:
         for term in fold.chains:
