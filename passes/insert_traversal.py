@@ -1,10 +1,10 @@
 """Lets layers read their own output a second time, mixed in by a gate: layer traversal (TroL, arXiv 2406.12246).
 
-Before: `y = L(x)`; after: `y = h1 + w (L(h1) - h1)` with `h1 = L(x)`, the same weights, and `w = 0.5 tanh(h1 u + b) + 0.5`
-for every token, a gate of its own for every layer. In a decoder with a cache the prompt is traversed and the answer is
-not, and the keys and values of the first pass are kept.
+Before: `y = L(x)`; after: `y = h1 + w (L(h1) - h1)` with `h1 = L(x)`, the same weights, and for every token
+`w = 0.5 tanh(h1 u + b) + 0.5`, a gate of its own for every layer. In a decoder with a cache the prompt is traversed and
+the answer is not, and the keys and values of the first pass are kept.
 Bound: with `start: closed` a learned number that begins at zero lies before the gate, so the function stays what it is,
-to the bit, until it is trained; with `start: paper` it changes at once. A class has one promise, so it is the weaker one.
+to the bit, until it is trained; with `start: paper` it changes at once. A class has one promise: it is the weaker one.
 
 Cases:
 1. Every layer gets a traversal; with `layers` given, those that match, with `n_layers` the first or the most important.
@@ -15,7 +15,7 @@ Cases:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -24,14 +24,19 @@ from torch import Tensor, nn
 from vlmopt.core.contract import Case, Context, Pass, Plan, Promise, Refusal, Site
 from vlmopt.core.errors import PassOptionError
 from vlmopt.core.facts import ADAPTERS_INSERTED, CANONICAL, CAPTURED, TRAVERSAL_INSERTED, Fact
-from vlmopt.core.program import Component, Program
+from vlmopt.core.program import Program
 from vlmopt.graph.assembled import DECODER
-from vlmopt.graph.costing import component_cost
 from vlmopt.graph.example import AttentionBlocks, program_of
-from vlmopt.graph.layer_regions import LayerRegion, find_layer_regions, own_past, why_not_repeated
-from vlmopt.graph.modules import clone_graph
+from vlmopt.graph.layer_regions import LayerRegion
 from vlmopt.graph.patterns import check_patterns, is_match
-from vlmopt.graph.traversal import Start, TraversalForm, find_traversals, insert_traversal, traversed_nodes
+from vlmopt.graph.traversal import (
+    Start,
+    TraversalForm,
+    insert_traversal,
+    layers_to_traverse,
+    traversal_saving,
+    why_not_traversed,
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class InsertTraversal(Pass):
     def plan(self, program: Program, context: Context) -> Plan:
         sites: list[Site] = []
         refusals: list[Refusal] = []
-        found = {name: _regions(part) for name, part in program.components.items()}
+        found = {name: layers_to_traverse(part) for name, part in program.components.items()}
         keys = [f"{name}/{layer.name}" for name, layers in found.items() for layer in layers]
         check_patterns(f"{self.name}: layers", self.layers, keys)
         chosen = self._chosen(found, program, context)
@@ -84,19 +89,15 @@ class InsertTraversal(Pass):
             component = program.components[name]
             for layer in layers:
                 key = f"{name}/{layer.name}"
-                if reason := chosen.get(key, "") or _why_not(program, component, layer):
-                    refusals.append(Refusal(key, name, reason))
-                    continue
-                trial = replace(component, graph=clone_graph(component.graph))
-                own = next(one for one in _regions(trial) if one.name == layer.name)
-                insert_traversal(trial, own, self._form(), program.dims, seed=context.seed)
-                cost = component_cost(component, program.dims) - component_cost(trial, program.dims)
-                sites.append(Site(key, name, (layer.name,), cost, f"passes after the first: {self.times}"))
+                reason = chosen.get(key, "") or why_not_traversed(program, component, layer)
+                saving = reason or traversal_saving(program, component, layer, self._form())
+                if isinstance(saving, str):
+                    refusals.append(Refusal(key, name, saving))
+                else:
+                    sites.append(Site(key, name, (layer.name,), saving, f"passes after the first: {self.times}"))
         return Plan(tuple(sites), tuple(refusals))
 
-    def _chosen(
-        self, found: dict[str, list[LayerRegion]], program: Program, context: Context
-    ) -> dict[str, str]:
+    def _chosen(self, found: dict[str, list[LayerRegion]], program: Program, context: Context) -> dict[str, str]:
         """For every layer that the options leave out, why."""
         reasons: dict[str, str] = {}
         default = [DECODER] if DECODER in found and program.generation is not None else list(found)
@@ -110,13 +111,13 @@ class InsertTraversal(Pass):
                 named.sort(key=lambda key: -scores[key])
             if self.n_layers:
                 what = "not one of the first" if self.by == "depth" else "not one of the most important"
-                reasons |= {key: f"{what} {self.n_layers}" for key in named[self.n_layers :]}
+                reasons |= dict.fromkeys(named[self.n_layers :], f"{what} {self.n_layers}")
         return reasons
 
     def apply(self, program: Program, site: Site, context: Context) -> None:
         component = program.components[site.component]
-        for layer in _regions(component):
-            if layer.name in site.target and not _why_not(program, component, layer):
+        for layer in layers_to_traverse(component):
+            if layer.name in site.target and not why_not_traversed(program, component, layer):
                 insert_traversal(component, layer, self._form(), program.dims, seed=context.seed)
                 return
 
@@ -129,18 +130,6 @@ class InsertTraversal(Pass):
         thrice: dict[str, object] = {"times": 2, "rank": 2, "layers": ("layers.1",)}
         yield Case("thrice", lambda: program_of(AttentionBlocks(), sample), 1, ("not named in",), thrice)
         yield Case("random", lambda: program_of(_Random(), torch.ones(2, 8)), 0, ("draws random numbers",))
-
-
-def _regions(component: Component) -> list[LayerRegion]:
-    return find_layer_regions(component.graph, traversed_nodes(component.graph))
-
-
-def _why_not(program: Program, component: Component, layer: LayerRegion) -> str:
-    if any(one.first is layer.exit for one in find_traversals(component.graph)):
-        return "is traversed already"
-    if component.name == DECODER and program.generation is not None and own_past(component, program.dims) is None:
-        return "its decoder keeps no keys, so a step cannot tell the prompt from the answer"
-    return why_not_repeated(component, layer, program.dims)
 
 
 def _layer_scores(layers: list[LayerRegion], component: str, context: Context) -> dict[str, float]:

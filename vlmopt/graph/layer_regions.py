@@ -1,9 +1,9 @@
 """Layers as regions with one entry and one exit, and their copies with shared weights.
 
-A layer runs from the stream that its first branch reads to the sum (or its norm) that its last one ends in. A copy reads
-another stream and the same weights, masks and positions. In a decoder with a cache it stands for the tokens of this call
-alone: where the layer joins past keys to its own, the copy has its own, and of masks over past and present tokens it
-reads the present ones.
+A layer runs from the stream that its first branch reads to the sum (or its norm) that its last one ends in. A copy
+reads another stream and the same weights, masks and positions. In a decoder with a cache it stands for the tokens of
+this call alone: where the layer joins past keys to its own, the copy has its own, and of masks over past and present
+tokens it reads the present ones.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from itertools import groupby
 import torch
 from torch import fx, nn
 
+from vlmopt.core.errors import VlmoptError
 from vlmopt.core.program import PAST, Component, Dim
 from vlmopt.graph.adapter_places import why_no_adapter
 from vlmopt.graph.adapters import is_adapter
@@ -111,9 +112,9 @@ def own_past(component: Component, dims: Mapping[str, Dim]) -> OwnPast | None:
     values = {node for node, _ in found}
     for node in component.graph.graph.nodes:
         made_of = [one for one in node.all_input_nodes if one.op != "get_attr"]
-        if node.op == "call_function" and made_of and values.issuperset(made_of):
-            if isinstance(node.meta.get("val"), torch.Tensor):
-                values.add(node)
+        is_tensor = isinstance(node.meta.get("val"), torch.Tensor)
+        if node.op == "call_function" and is_tensor and made_of and values.issuperset(made_of):
+            values.add(node)
     return OwnPast(frozenset(values), found[0], places, frozenset(totals - places.keys()))
 
 
@@ -158,7 +159,9 @@ def _side_effect(module: fx.GraphModule, node: fx.Node) -> str:
     if isinstance(node.target, torch._ops.OpOverload):
         return "draws random numbers" if _is_random(node, node.target) else ""
     is_arithmetic = getattr(node.target, "__module__", "") in ("_operator", "math")
-    return "" if is_arithmetic else f"calls {getattr(node.target, '__name__', node.target)}, which may have side effects"
+    return (
+        "" if is_arithmetic else f"calls {getattr(node.target, '__name__', node.target)}, which may have side effects"
+    )
 
 
 def _is_random(node: fx.Node, target: torch._ops.OpOverload) -> bool:
@@ -186,15 +189,24 @@ class _Copying:
         operands = {operand: self._read(operand) for operand in node.all_input_nodes}
         args = fx.node.map_arg(node.args, lambda n: operands[n])  # type: ignore[arg-type, return-value]
         kwargs = fx.node.map_arg(node.kwargs, lambda n: operands[n])  # type: ignore[arg-type, return-value]
-        if all(_value(old) == _value(new) for old, new in operands.items()):
-            made = self.component.graph.graph.create_node(node.op, node.target, args, kwargs)  # type: ignore[arg-type]
-            made.meta["val"] = node.meta["val"]
-            return made
-        if node.op != "call_function":
-            made = self.component.graph.graph.create_node(node.op, node.target, args, kwargs)  # type: ignore[arg-type]
-            made.meta["val"] = self._through_leaf(node, made)
-            return made
-        return insert_call(self.component.graph, node.target, args, kwargs)  # type: ignore[arg-type]
+        is_same = all(_value(old) == _value(new) for old, new in operands.items())
+        if node.op == "call_function" and not is_same:
+            return self._computed(node, args, kwargs)
+        made = self.component.graph.graph.create_node(node.op, node.target, args, kwargs)
+        made.meta["val"] = node.meta["val"] if is_same else self._through_leaf(node, made)
+        return made
+
+    def _computed(self, node: fx.Node, args: object, kwargs: object) -> fx.Node:
+        """A call on values of other shapes than the original's.
+
+        Raises:
+            VlmoptError: it does not accept them.
+        """
+        try:
+            return insert_call(self.component.graph, node.target, args, kwargs)  # type: ignore[arg-type]
+        except Exception as error:
+            found = "cannot be computed without the past tokens"
+            raise VlmoptError(f"{self.component.name}/{node.name}", found) from error
 
     @staticmethod
     def _through_leaf(node: fx.Node, made: fx.Node) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Layer traversal (TroL, arXiv 2406.12246) as an edit of a graph: a layer reads its own output a second time.
 
-`h1 = L(x)`, `h2 = L(h1)` with the same weights, masks and positions, `w = 0.5 tanh(h1 u + b) + 0.5` for every token, and
-`y = h1 + w (h2 - h1)`. With more passes each reads what the gate before it made, and has a gate of its own.
+`h1 = L(x)`, `h2 = L(h1)` with the same weights, masks and positions, for every token `w = 0.5 tanh(h1 u + b) + 0.5`,
+and `y = h1 + w (h2 - h1)`. With more passes each reads what the gate before it made, and has a gate of its own.
 
 What differs from the released code:
 
@@ -11,8 +11,8 @@ What differs from the released code:
 3. The second pass may have low-rank adapters of its own, zero until trained (as in Relaxed Recursive Transformers,
    arXiv 2410.20672).
 4. In a decoder with a cache the traversal counts where nothing is past, so for the prompt; the released code asks for
-   more than one token. Keys and values of the first pass are kept, and those of the second are seen by the prompt alone.
-   A joined program traverses the prompt and not the answer, as decoding does, where the paper trains on both.
+   more than one token. Keys and values of the first pass are kept, and those of the second are seen by the prompt
+   alone. A joined program traverses the prompt and not the answer, as decoding does, where the paper trains on both.
 """
 
 from __future__ import annotations
@@ -21,20 +21,31 @@ import math
 import re
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
 from torch import Tensor, fx, nn
 
-from vlmopt.core.program import Component, Dim
+from vlmopt.core.cost import Cost
+from vlmopt.core.errors import VlmoptError
+from vlmopt.core.program import Component, Dim, Program
 from vlmopt.graph.adapters import is_adapter_call, site_name
+from vlmopt.graph.assembled import DECODER
 from vlmopt.graph.branches import nodes_between
 from vlmopt.graph.build import insert_call
 from vlmopt.graph.canonical import drop_dead_nodes
-from vlmopt.graph.layer_regions import LayerRegion, n_past, own_past, repeat_layer
+from vlmopt.graph.costing import component_cost
+from vlmopt.graph.layer_regions import (
+    LayerRegion,
+    find_layer_regions,
+    n_past,
+    own_past,
+    repeat_layer,
+    why_not_repeated,
+)
 from vlmopt.graph.marks import hand_marks_on
-from vlmopt.graph.modules import ADAPTERS, free_path, set_at
+from vlmopt.graph.modules import ADAPTERS, clone_graph, free_path, set_at
 from vlmopt.graph.regions import is_linear_call
 
 aten = torch.ops.aten
@@ -88,6 +99,31 @@ class Traversal:
     def nodes(self, order: Mapping[fx.Node, int]) -> tuple[fx.Node, ...]:
         """Everything between the first pass and the result."""
         return tuple(nodes_between(self.first, self.result, dict(order)))
+
+
+def layers_to_traverse(component: Component) -> list[LayerRegion]:
+    """The layers of the model, second passes apart."""
+    return find_layer_regions(component.graph, traversed_nodes(component.graph))
+
+
+def why_not_traversed(program: Program, component: Component, layer: LayerRegion) -> str:
+    """Why the layer cannot be traversed; empty where it can."""
+    if any(one.first is layer.exit for one in find_traversals(component.graph)):
+        return "is traversed already"
+    if program.generation is not None and component.name == DECODER and own_past(component, program.dims) is None:
+        return "its decoder keeps no keys, so a step cannot tell the prompt from the answer"
+    return why_not_repeated(component, layer, program.dims)
+
+
+def traversal_saving(program: Program, component: Component, layer: LayerRegion, form: TraversalForm) -> Cost | str:
+    """What a traversal saves, which is less than nothing, counted on a copy; or why there can be none."""
+    trial = replace(component, graph=clone_graph(component.graph))
+    own = next(one for one in layers_to_traverse(trial) if one.name == layer.name)
+    try:
+        insert_traversal(trial, own, form, program.dims)
+    except VlmoptError as error:
+        return f"{error.place} {error.found}"
+    return component_cost(component, program.dims) - component_cost(trial, program.dims)
 
 
 def insert_traversal(

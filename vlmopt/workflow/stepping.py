@@ -12,6 +12,7 @@ from vlmopt.core.program import Program
 from vlmopt.rewrite.pipeline import Observer, StepResult, run_step
 from vlmopt.verify.parity import check_step
 from vlmopt.workflow.choosing import choose_sites
+from vlmopt.workflow.measuring import note_gates, statistics_for
 from vlmopt.workflow.recovering import lost_too_much, recovered, trains_after, tuned
 from vlmopt.workflow.run_state import RunState
 
@@ -56,7 +57,7 @@ def _run_once(
     time_limit_s: float,
 ) -> list[StepResult]:
     program, steps = state.original, list[StepResult]()
-    state.reference, state.tuned, state.gates = state.original, None, []
+    state.reference, state.tuned, state.gates, state.traversal_gates = state.original, None, [], {}
     training = trains_after(passes, state.recipe.recovery)
     for number, pass_ in enumerate(passes, 1):
         state.step = number
@@ -65,7 +66,7 @@ def _run_once(
             result = run_step(
                 program,
                 pass_,
-                Context(importance=state.importance, seed=state.recipe.seed),
+                _context(state, program, pass_),
                 step=number,
                 choose=partial(_chosen, state, left),
                 fuel=left,
@@ -80,8 +81,16 @@ def _run_once(
                 program = tuned(state, program)
             is_cut = any(step.promise is Promise.LOSSY and step.applied for step in steps)
             state.reference = program if not is_cut else reference_after(state, state.reference, pass_, result)
+    note_gates(state, program)
     state.optimized = program
     return steps
+
+
+def _context(state: RunState, program: Program, pass_: Pass) -> Context:
+    """What the pass may know beside the program."""
+    note_gates(state, program, pass_)
+    statistics = statistics_for(state, program, pass_)
+    return Context(importance=state.importance, statistics=dict(statistics), seed=state.recipe.seed)
 
 
 def reference_after(state: RunState, reference: Program, pass_: Pass, result: StepResult) -> Program:

@@ -16,6 +16,7 @@ from vlmopt.core.program import Program
 from vlmopt.graph.kept_weights import KeptWeights
 from vlmopt.rewrite.pipeline import Choose, Observer, StepResult, run_step
 from vlmopt.workflow.choosing import choose_sites
+from vlmopt.workflow.measuring import statistics_for
 from vlmopt.workflow.recovering import recovered
 from vlmopt.workflow.run_state import RunState
 from vlmopt.workflow.stepping import reference_after
@@ -226,7 +227,8 @@ class SiteLine:
         *,
         observers: Sequence[Observer] = (),
     ) -> StepResult:
-        context = Context(importance=importance, seed=self._state.recipe.seed)
+        statistics = dict(statistics_for(self._state, step.before, step.pass_))
+        context = Context(importance=importance, statistics=statistics, seed=self._state.recipe.seed)
         number = step.number
         try:
             return run_step(
