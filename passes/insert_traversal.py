@@ -102,13 +102,12 @@ class InsertTraversal(Pass):
         reasons: dict[str, str] = {}
         default = [DECODER] if DECODER in found and program.generation is not None else list(found)
         for name, layers in found.items():
+            scores = _layer_scores(layers, name, context) if self.by == "importance" else {}
             keys = [f"{name}/{layer.name}" for layer in layers]
             named = [key for key in keys if is_match(key, self.layers)] if self.layers else keys * (name in default)
+            named.sort(key=lambda key: -scores.get(key, 0.0))
             what = "not named in `layers`" if self.layers else "not of the decoder, and `layers` does not name it"
             reasons |= {key: what for key in keys if key not in named}
-            if self.by == "importance":
-                scores = _layer_scores(found[name], name, context)
-                named.sort(key=lambda key: -scores[key])
             if self.n_layers:
                 what = "not one of the first" if self.by == "depth" else "not one of the most important"
                 reasons |= dict.fromkeys(named[self.n_layers :], f"{what} {self.n_layers}")
@@ -126,7 +125,7 @@ class InsertTraversal(Pass):
         sample = torch.ones(2, 3, 8)
         yield Case("every layer", lambda: program_of(AttentionBlocks(), sample), 2)
         paper: dict[str, object] = {"start": "paper", "with_bias": False, "n_layers": 1}
-        yield Case("shallow", lambda: program_of(AttentionBlocks(), sample), 1, ("one of the first",), paper)
+        yield Case("shallow", lambda: program_of(AttentionBlocks(), sample), 1, ("one of the first 1",), paper)
         thrice: dict[str, object] = {"times": 2, "rank": 2, "layers": ("layers.1",)}
         yield Case("thrice", lambda: program_of(AttentionBlocks(), sample), 1, ("not named in",), thrice)
         yield Case("random", lambda: program_of(_Random(), torch.ones(2, 8)), 0, ("draws random numbers",))
@@ -142,8 +141,6 @@ def _layer_scores(layers: list[LayerRegion], component: str, context: Context) -
 
 
 class _Random(nn.Module):
-    """A branch whose dropout stays on."""
-
     def __init__(self) -> None:
         super().__init__()
         self.layer, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
