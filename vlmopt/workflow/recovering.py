@@ -89,7 +89,6 @@ def tuned(state: RunState, program: Program) -> Program:
     fit = state.bound.source.workload(program, "profile", limit=recipe.num_samples)
     check = state.bound.source.workload(program, "validation", limit=recipe.num_samples)
     key = tuning_key(state, state.bound, program, workloads=[fit.fingerprint, check.fingerprint])
-    folder = state.run.work(f"{TUNING_WORK}/{key}")
     with state.stage("tuning"):
         trainings = trainings_of(program, recovery, seed=recipe.seed)
         distils = any(one.settings.distils for one in trainings)
@@ -97,7 +96,8 @@ def tuned(state: RunState, program: Program) -> Program:
         whole = joined(program)
         found: Tuned | None = None
         for number, one in enumerate(trainings):
-            store = FileStore(folder / f"{number}" if number else folder)
+            folder = f"{key}-{number}" if number else key
+            store = FileStore(state.run.work(f"{TUNING_WORK}/{folder}"))
             start = whole.program if found is None else found.program
             wanted = partial(_is_wanted, one.wanted, whole)
             own = tune(start, wanted, fit, check, teacher, one.settings, progress=state.progress, store=store)
