@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,7 @@ from tests.passes.test_low_rank import batch, blocks, insert, run, step, train
 from vlmopt.cli import entry
 from vlmopt.core.contract import Context, StatRequest
 from vlmopt.core.program import Program
-from vlmopt.core.progress import Silent
 from vlmopt.graph.mixtures import Exchange, exchanges, find_mixtures
-from vlmopt.profiling.node_statistics import node_statistics
 from vlmopt.registry import make_pass
 from vlmopt.rewrite.pipeline import run_step
 
@@ -156,56 +153,3 @@ def test_a_run_measures_the_mixtures_of_a_given_adapter_and_folds_them(
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["plan"]}
     assert len(rows["fold-routers"]["sites"]) == n
     assert len(rows["fold-routers"]["refusals"]) == 6 - n
-
-
-class _Workload:
-    """Feeds of a component, an item a row."""
-
-    def __init__(self, x: Tensor) -> None:
-        self.x, self.n_items = x, len(x)
-        self.feeds = {"model": [{"x": x}]}
-
-    def part(self, items: Sequence[int]) -> _Workload:
-        return _Workload(self.x[list(items)])
-
-
-def test_statistics_of_nodes_are_those_of_their_rows() -> None:
-    program, x = blocks(), batch()
-    graph = program.components["model"].graph
-    node = next(n for n in graph.graph.nodes if n.op == "placeholder")
-    wanted = [StatRequest("model", node.name, name) for name in ("mean", "absmax", "second_moment")]
-    found = node_statistics(program, wanted, _Workload(x), Silent())  # type: ignore[arg-type]
-    rows = x.reshape(-1, 8)
-    assert torch.allclose(found[wanted[0]], rows.mean(0))
-    assert torch.equal(found[wanted[1]], rows.abs().amax(0))
-    assert torch.allclose(found[wanted[2]], rows.T @ rows / len(rows))
-
-
-@pytest.mark.parametrize(
-    ("request_", "told"),
-    [
-        (StatRequest("model", "nowhere", "mean"), "model/nowhere is no node"),
-        (StatRequest("elsewhere", "x", "mean"), "elsewhere/x is no node"),
-        (StatRequest("model", "x", "median"), "the statistic 'median'; expected mean, absmax, second_moment, rows"),
-    ],
-)
-def test_a_statistic_that_is_not_there_is_refused(request_: StatRequest, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        node_statistics(blocks(), [request_], _Workload(batch()), Silent())  # type: ignore[arg-type]
-
-
-def test_only_tokens_of_the_prompt_count() -> None:
-    workload = _Workload(batch())
-    mask, labels = torch.tensor([[0, 1, 1]]), torch.tensor([[-100, -100, 5]])
-    workload.part = lambda items: _Text(workload.x[list(items)], mask, labels)  # type: ignore[method-assign, assignment]
-    program = blocks()
-    node = next(n for n in program.components["model"].graph.graph.nodes if n.op == "placeholder")
-    wanted = StatRequest("model", node.name, "mean")
-    found = node_statistics(program, [wanted], workload, Silent())  # type: ignore[arg-type]
-    assert torch.allclose(found[wanted], batch()[:, 1].mean(0))
-
-
-class _Text(_Workload):
-    def __init__(self, x: Tensor, mask: Tensor, labels: Tensor) -> None:
-        super().__init__(x)
-        self.feeds = {"model": [{"x": x, "attention_mask": mask, "labels": labels}]}

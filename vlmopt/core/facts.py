@@ -60,3 +60,4 @@ INPUTS_FOLDED = register_fact("inputs-folded", "components whose inputs the task
 ADAPTERS_INSERTED = register_fact(
     "adapters-inserted", "adapters lie under their own names, ready to be tuned or folded"
 )
+TRAVERSAL_INSERTED = register_fact("traversal-inserted", "layers read their own output again, mixed in by gates")

@@ -17,6 +17,7 @@ from vlmopt.core.errors import EmitError
 from vlmopt.core.program import Component, Dim, TensorSpec
 from vlmopt.emit import onnx_bytes
 from vlmopt.emit.exported import export_component
+from vlmopt.emit.onnx_choices import branch_choices
 from vlmopt.emit.onnx_direct import direct_program, translated
 from vlmopt.emit.onnx_graph import tidy
 from vlmopt.emit.onnx_translation import TRANSLATIONS, as_lowered
@@ -62,6 +63,7 @@ def emit_onnx(
     with _quiet():
         model = _translated(component, dims, opset)
         tidy(model, component.inputs, component.outputs, () if shared is None else shared.addresses)
+        branch_choices(model)
     _require_dims(component.name, model.graph.inputs, component.inputs)
     model.ir_version = _ir_version(opset)
     model.graph.name = component.name

@@ -21,6 +21,7 @@ from vlmopt.graph.branches import find_branches
 from vlmopt.graph.canonical import drop_dead_nodes
 from vlmopt.graph.modules import clone_graph, get_at, has_path, output_values, placeholders, set_at
 from vlmopt.graph.shapes import compute_shapes
+from vlmopt.graph.traversal import find_traversals
 
 MODEL = "model"  # the component that reads prompt and answer together
 SCORES = "answer_scores"
@@ -71,6 +72,16 @@ class Joined:
             if has_path(source, place):  # else nothing that the task sees reads it, and it was not trained
                 set_at(graphs[name], path, get_at(source, place))
         return program.with_components({name: replace(components[name], graph=graphs[name]) for name in components})
+
+    def own_path(self, path: str) -> str:
+        """`component/path` of a weight as the program that was joined calls it."""
+        component, _, place = path.partition("/")
+        if not self.owners:
+            return path
+        own = [(place_of, f"{name}/{own}") for (name, own), place_of in self.paths.items()]
+        fitting = [(at, found) for at, found in own if place == at or place.startswith(f"{at}.")]
+        at, found = max(fitting, key=lambda pair: len(pair[0]), default=("", f"{component}/"))
+        return found + place.removeprefix(at)
 
     def own_sites(self, sites: Iterable[str]) -> frozenset[str]:
         return frozenset(map(self.own_site, sites))
@@ -127,6 +138,7 @@ class _Joining:
         logits = self._decoded(embeds, ids, mask, labels, across)
         self._graph.output((self._graph.call_function(answer_scores, (logits, labels)),))
         module = fx.GraphModule(self._root, self._graph, class_name="Component").train(False)
+        _traverse_prompts(module, labels)
         drop_dead_nodes(module)
         outputs = (TensorSpec(SCORES, (*tokens, 2), "float32"),)
         made = Component(MODEL, module, specs, outputs)
@@ -191,6 +203,22 @@ class _Joining:
         if not has_path(self._root, own):
             set_at(self._root, own, found)
         return own
+
+
+def _traverse_prompts(module: fx.GraphModule, labels: fx.Node) -> None:
+    """Traversals choose token by token here: those of the prompt, as decoding does where nothing is past."""
+    choices = [one.choice for one in find_traversals(module) if one.choice is not None]
+    if not choices:
+        return
+    with module.graph.inserting_before(choices[0]):
+        is_prompt = module.graph.call_function(_of_prompt, (labels,))
+    for choice in choices:
+        choice.args = (is_prompt, *choice.args[1:])
+
+
+def _of_prompt(labels: Tensor) -> Tensor:
+    """Whether a token is no part of the answer, [B, S, 1]."""
+    return (labels < 0).unsqueeze(-1)
 
 
 def _merged(embeds: Tensor, features: Tensor, input_ids: Tensor, image_token: int) -> Tensor:

@@ -111,6 +111,20 @@ class ProfileSettings(_Section):
     stability: bool | None = None
 
 
+class TrainingStage(_Section):
+    """One of several trainings in a row: the weights that train, as names or patterns `COMPONENT/PATH`, and what
+    differs from the settings around it."""
+
+    train: Annotated[tuple[str, ...], Field(min_length=1)]
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _list_to_tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+
 class RecoverySettings(_Section):
     """What follows a cut. `head`: heads are fitted anew in closed form. `closed-form`: kept branches are fitted to the
     original's stream as well, where that is better. `adapters` and `weights`: heads are fitted, then the inserted
@@ -118,6 +132,9 @@ class RecoverySettings(_Section):
 
     `headroom` is in points: a cut may drop by so much more than `max_drop` before it is trained. Where the validation
     split shows that training has not made up for it, the headroom is halved and the cut chosen again.
+
+    With `stages` there are several trainings in a row, each of the weights that it names and each from where the one
+    before was best; `level` then says only that there is training.
     """
 
     level: Literal["head", "closed-form", "adapters", "weights"] = "head"
@@ -133,6 +150,18 @@ class RecoverySettings(_Section):
     patience: Annotated[int, Field(ge=1)] = 3
     precision: Literal["float32", "bfloat16"] = "float32"
     gradient_norm: Annotated[float, Field(gt=0)] = 1.0
+    stages: tuple[TrainingStage, ...] = ()
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _list_to_tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _stages_train(self) -> RecoverySettings:
+        if self.stages and not self.trains:
+            raise ValueError(f"stages train weights, and level {self.level} trains none")
+        return self
 
     @property
     def trains(self) -> bool:

@@ -47,6 +47,21 @@ def latency_plots(report: Report) -> list[tuple[str, Markup]]:
     return shown
 
 
+def traversal_plot(report: Report) -> Markup | None:
+    """The gate of every pass through a traversed layer, mean and one standard deviation to both sides."""
+    if not report.traversals:
+        return None
+    rows = []
+    for one in report.traversals:
+        again = f", pass {one.number + 1}" if one.number > 1 else ""
+        text = f"{one.mean:.3f} ± {one.spread:.3f}" + ("" if one.is_kept else ", dropped")
+        bounds = one.mean - one.spread, one.mean + one.spread
+        kind = "after" if one.is_kept else "before"
+        rows.append(plots.Whisker(f"{one.component}/{one.layer}{again}", one.mean, *bounds, text, kind))
+    title = "gate of every traversed layer: mean and standard deviation over the tokens of the task"
+    return plots.whisker_plot(rows, title=title, unit="", lines=[plots.Line(0.0, "closed")])
+
+
 def trial_plot(report: Report) -> Markup | None:
     """What the planner tried: saved computation against the measured drop, its choice marked."""
     plan = report.plan

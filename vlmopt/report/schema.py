@@ -241,6 +241,18 @@ class RecoverySection(_Section):
     epochs: tuple[EpochSection, ...]
 
 
+class TraversalSection(_Section):
+    """A pass after the first through a layer: what its gate w lets through on the tokens of the profile split, mean and
+    standard deviation; `number` counts the passes of a layer from 1."""
+
+    component: str
+    layer: str
+    number: int
+    mean: float
+    spread: float
+    is_kept: bool  # in the artifact
+
+
 class MachineSection(_Section):
     """Where latency was measured and the run took place."""
 
@@ -280,6 +292,7 @@ class Report(_Section):
     stages: tuple[StageSection, ...] = ()
     plan: PlanSection | None = None
     recovery: RecoverySection | None = None
+    traversals: tuple[TraversalSection, ...] = ()
     machine: MachineSection | None = None
     recipe: str = ""  # the resolved recipe, as YAML
     reproduce: str = ""

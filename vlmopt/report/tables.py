@@ -26,7 +26,7 @@ class Table:
 
 def report_tables(report: Report) -> list[Table]:
     """Before and after, groups, what was cut, passes, gates and stages; a table without rows is left out."""
-    makers = (_before_after, _groups, _branches, _recovery, _passes, _refusals, _gates, _stages)
+    makers = (_before_after, _groups, _branches, _recovery, _traversals, _passes, _refusals, _gates, _stages)
     return [table for table in (make(report) for make in makers) if table.rows]
 
 
@@ -140,6 +140,17 @@ def _recovery(report: Report) -> Table:
         rows.append((f"{epoch.number}{is_best}", *numbers))
     note = f"{count(found.n_trainable)} {found.level} were trained; epoch 0 is the program before."
     return Table("Recovery", columns, tuple(rows), note=note)
+
+
+def _traversals(report: Report) -> Table:
+    columns = ("component", "layer", "pass", "in the artifact", "mean gate", "spread")
+    rows = tuple(
+        (one.component, one.layer, str(one.number + 1), "yes" if one.is_kept else "no", f"{one.mean:.4f}",
+         f"{one.spread:.4f}")
+        for one in report.traversals
+    )  # fmt: skip
+    note = "What the gate lets through on the tokens of the task; spread is the standard deviation."
+    return Table("Traversed layers", columns, rows, n_text_columns=4, note=note)
 
 
 def _passes(report: Report) -> Table:

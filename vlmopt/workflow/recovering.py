@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,19 +17,21 @@ from safetensors.torch import save
 
 from vlmopt.core.contract import Pass, Promise
 from vlmopt.core.errors import TuningError
+from vlmopt.core.facts import ADAPTERS_INSERTED
 from vlmopt.core.program import Program
 from vlmopt.core.workload import by_part
 from vlmopt.graph.adapters import adapter_parameters
-from vlmopt.graph.joined import joined
+from vlmopt.graph.joined import Joined, joined
 from vlmopt.graph.modules import ADAPTERS
 from vlmopt.recipe.schema import RecoverySettings
 from vlmopt.rewrite.pipeline import StepResult
 from vlmopt.rundir import TUNING_WORK, atomic_write
 from vlmopt.tuning.closed_form import recover_closed_form, recover_heads
 from vlmopt.tuning.gradient import Epoch, State, Tuned, teacher_of, tune
-from vlmopt.tuning.settings import TuningSettings
+from vlmopt.tuning.trainable import Wanted
 from vlmopt.workflow.remembering import tuning_key
 from vlmopt.workflow.run_state import RunState
+from vlmopt.workflow.trainings import followed, trainings_of
 
 _STATE = "state.safetensors"
 
@@ -59,10 +62,13 @@ def recovered(state: RunState, result: StepResult) -> Program:
 
 
 def trains_after(passes: Sequence[Pass], recovery: RecoverySettings) -> int | None:
-    """The number of the step behind which the recipe's training takes place: the last that changes the function."""
+    """The number of the step behind which the recipe's training takes place: the last that changes the function, in
+    front of those that take out what was inserted to be trained."""
     if not recovery.trains:
         return None
-    return max((number for number, pass_ in enumerate(passes, 1) if pass_.promise is Promise.LOSSY), default=None)
+    lossy = [number for number, pass_ in enumerate(passes, 1) if pass_.promise is Promise.LOSSY]
+    takes = [number for number in lossy if ADAPTERS_INSERTED in passes[number - 1].requires]
+    return max((number for number in lossy if not takes or number < takes[0]), default=None)
 
 
 def tuned(state: RunState, program: Program) -> Program:
@@ -74,8 +80,7 @@ def tuned(state: RunState, program: Program) -> Program:
     recipe, recovery = state.recipe, state.recipe.recovery
     if state.bound is None:
         raise TuningError("recovery", f"{recovery.level} trains on a task", remedy="give the recipe a task")
-    wanted = _Wanted(program, recovery.level)
-    if recovery.level == ADAPTERS and not adapter_parameters(program):
+    if recovery.level == ADAPTERS and not recovery.stages and not adapter_parameters(program):
         raise TuningError(
             "recovery",
             "the program holds no adapters, so only the heads would be trained",
@@ -83,13 +88,21 @@ def tuned(state: RunState, program: Program) -> Program:
         )
     fit = state.bound.source.workload(program, "profile", limit=recipe.num_samples)
     check = state.bound.source.workload(program, "validation", limit=recipe.num_samples)
-    settings = TuningSettings(**recovery.model_dump(exclude={"level", "headroom"}), seed=recipe.seed)
     key = tuning_key(state, state.bound, program, workloads=[fit.fingerprint, check.fingerprint])
-    store = FileStore(state.run.work(f"{TUNING_WORK}/{key}"))
     with state.stage("tuning"):
-        teacher = teacher_of(state.reference, fit, progress=state.progress) if settings.distils else None
+        trainings = trainings_of(program, recovery, seed=recipe.seed)
+        distils = any(one.settings.distils for one in trainings)
+        teacher = teacher_of(state.reference, fit, progress=state.progress) if distils else None
         whole = joined(program)
-        found = tune(whole.program, wanted, fit, check, teacher, settings, progress=state.progress, store=store)
+        found: Tuned | None = None
+        for number, one in enumerate(trainings):
+            folder = f"{key}-{number}" if number else key
+            store = FileStore(state.run.work(f"{TUNING_WORK}/{folder}"))
+            start = whole.program if found is None else found.program
+            wanted = partial(_is_wanted, one.wanted, whole)
+            own = tune(start, wanted, fit, check, teacher, one.settings, progress=state.progress, store=store)
+            found = own if found is None else followed(found, own)
+        assert found is not None
         found = replace(found, program=whole.separated(program, found.program))
     state.tuned = found
     best = found.history[found.best]
@@ -131,16 +144,8 @@ def _line(found: Tuned, best: Epoch) -> str:
     )
 
 
-class _Wanted:
-    """Which weights a level trains: all of them, or adapters; heads always."""
-
-    def __init__(self, program: Program, level: str) -> None:
-        self._is_all = level == "weights"
-        self._heads = tuple(f"{name}/{path}." for name, path in program.heads.items())
-
-    def __call__(self, key: str) -> bool:
-        path = key.partition("/")[2]
-        return self._is_all or path.startswith(f"{ADAPTERS}.") or key.startswith(self._heads)
+def _is_wanted(wanted: Wanted, whole: Joined, key: str) -> bool:
+    return wanted(whole.own_path(key))
 
 
 class FileStore:

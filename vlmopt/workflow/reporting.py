@@ -12,6 +12,7 @@ from typing import Any
 from vlmopt import __version__
 from vlmopt.core import machine
 from vlmopt.graph.costing import program_cost
+from vlmopt.graph.traversal import find_traversals
 from vlmopt.rewrite.pipeline import StepResult
 from vlmopt.rundir import RECIPE
 from vlmopt.workflow.branch_fates import branch_section
@@ -45,6 +46,7 @@ def report_of(state: RunState, steps: Sequence[StepResult], evidence: Evidence) 
         ],
         "plan": _plan_section(state),
         "recovery": _recovery_section(state),
+        "traversals": _traversal_section(state),
         "machine": _machine_section(evidence),
         "recipe": recipe.read_text(encoding="utf-8"),
         "reproduce": f"vlmopt optimize --recipe {shlex.quote(str(state.run.final / RECIPE))} -o NEW_FOLDER",
@@ -117,6 +119,14 @@ def _recovery_section(state: RunState) -> dict[str, Any] | None:
             for epoch in state.tuned.history
         ],
     }
+
+
+def _traversal_section(state: RunState) -> list[dict[str, Any]]:
+    """What the gates of traversed layers let through on the profile split, and which traversals are in the artifact."""
+    components = state.optimized.components
+    kept = {(name, one.site) for name, part in components.items() for one in find_traversals(part.graph)}
+    found = state.traversal_gates.values()
+    return [{**asdict(one), "is_kept": (one.component, one.layer) in kept} for one in found]
 
 
 def _plan_section(state: RunState) -> dict[str, Any] | None:

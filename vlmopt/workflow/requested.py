@@ -24,16 +24,14 @@ def requested_statistics(
     num_samples: int | None,
     time_limit_s: float = DEFAULT_TIME_LIMIT_S,
 ) -> Mapping[StatRequest, object]:
-    """The statistics that the pass asks for; none without a task.
+    """The statistics that the pass asks for.
 
     Args:
         num_samples: of the profile split, at most; statistics look at fewer anyway.
 
     Raises:
-        PassError: `wants` failed, or asks for what is not there.
+        PassError: `wants` failed, or asks for what is not there, as anything of a task is where there is none.
     """
-    if bound is None:
-        return {}
     place = f"step {step} {pass_.name}, wants"
     owner = Owner.of(type(pass_), pass_.name)
     asked = guarded_call(
@@ -41,6 +39,9 @@ def requested_statistics(
     )
     if not asked:
         return {}
+    if bound is None:
+        remedy = "give the recipe a task, or leave out the pass or the option that looks at it"
+        raise PassError(f"step {step} {pass_.name}", "wants statistics of a task, and there is none", remedy=remedy)
     fit = bound.source.workload(program, "profile", limit=min(SAMPLE, num_samples or SAMPLE))
     try:
         return node_statistics(program, asked, fit, progress)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vlmopt.core.facts import ADAPTERS_INSERTED
 from vlmopt.core.ledger import Ledger
@@ -23,6 +24,9 @@ from vlmopt.verify.parity import Gate
 from vlmopt.workflow.opening import LazyOutputs, OpenedModel, OpenedTask
 from vlmopt.workflow.samples import sample_feeds
 
+if TYPE_CHECKING:
+    from vlmopt.workflow.measuring import TraversalGate
+
 
 @dataclass
 class RunState:
@@ -33,6 +37,7 @@ class RunState:
     recipe names every site. `choice_max_drop` is what it was allowed to drop, in points, `headroom` included: what a
     cut may lose on top of the budget because training follows. `step` is the number of the pass that
     runs. `tuned` is how that training went.
+    `traversal_gates` is what the gates of traversed layers let through, by component, layer and pass.
     `profile_folder` is where the profile is kept for the next try, when this run measured it.
     """
 
@@ -54,6 +59,7 @@ class RunState:
     profile_folder: Path | None = None
     gates: list[Gate] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    traversal_gates: dict[tuple[str, str, int], TraversalGate] = field(default_factory=dict)
     known_outputs: dict[tuple[int, str], LazyOutputs] = field(default_factory=dict)
     _original: Program | None = None
     _reference: Program | None = None

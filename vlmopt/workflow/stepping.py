@@ -12,6 +12,7 @@ from vlmopt.core.program import Program
 from vlmopt.rewrite.pipeline import Observer, StepResult, run_step
 from vlmopt.verify.parity import check_step
 from vlmopt.workflow.choosing import choose_sites
+from vlmopt.workflow.measuring import note_gates
 from vlmopt.workflow.recovering import lost_too_much, recovered, trains_after, tuned
 from vlmopt.workflow.requested import requested_statistics
 from vlmopt.workflow.run_state import RunState
@@ -57,25 +58,16 @@ def _run_once(
     time_limit_s: float,
 ) -> list[StepResult]:
     program, steps = state.original, list[StepResult]()
-    state.reference, state.tuned, state.gates = state.original, None, []
+    state.reference, state.tuned, state.gates, state.traversal_gates = state.original, None, [], {}
     training = trains_after(passes, state.recipe.recovery)
     for number, pass_ in enumerate(passes, 1):
         state.step = number
         left = None if not limits else max(0, min(limits) - sum(len(done.applied) for done in steps))
         with state.progress.stage(f"pass {pass_.name}"), state.ledger.timed(f"20-passes/{number:02d}-{pass_.name}"):
-            known = requested_statistics(
-                pass_,
-                program,
-                state.bound,
-                state.progress,
-                step=number,
-                num_samples=state.recipe.num_samples,
-                time_limit_s=time_limit_s,
-            )
             result = run_step(
                 program,
                 pass_,
-                Context(importance=state.importance, statistics=known, seed=state.recipe.seed),
+                _context(state, program, pass_, time_limit_s),
                 step=number,
                 choose=partial(_chosen, state, left),
                 fuel=left,
@@ -90,8 +82,24 @@ def _run_once(
                 program = tuned(state, program)
             is_cut = any(step.promise is Promise.LOSSY and step.applied for step in steps)
             state.reference = program if not is_cut else reference_after(state, state.reference, pass_, result)
+    note_gates(state, program)
     state.optimized = program
     return steps
+
+
+def _context(state: RunState, program: Program, pass_: Pass, time_limit_s: float) -> Context:
+    """What the pass may know beside the program."""
+    note_gates(state, program, pass_)
+    known = requested_statistics(
+        pass_,
+        program,
+        state.bound,
+        state.progress,
+        step=state.step,
+        num_samples=state.recipe.num_samples,
+        time_limit_s=time_limit_s,
+    )
+    return Context(importance=state.importance, statistics=known, seed=state.recipe.seed)
 
 
 def reference_after(state: RunState, reference: Program, pass_: Pass, result: StepResult) -> Program:
