@@ -89,8 +89,11 @@ def answer(
     return every.argmax(-1), every
 
 
-def for_eager(model: Any, ids: Tensor, pixels: Tensor | None, n_images: tuple[int, ...]) -> dict[str, Tensor]:
-    """Images and types of tokens as the processor of the model hands them over."""
+def for_eager(
+    model: Any, ids: Tensor, pixels: Tensor | None, n_images: tuple[int, ...], image: tuple[int, int] | None = None
+) -> dict[str, Tensor]:
+    """Images and types of tokens as the processor of the model hands them over; `image` is their size where tiles
+    follow from it, by default that of the toys."""
     is_image = (ids == toys.IMAGE_TOKEN).long()
     given: dict[str, Tensor] = {} if pixels is None else {"pixel_values": pixels}
     kind = model.config.model_type
@@ -100,7 +103,7 @@ def for_eager(model: Any, ids: Tensor, pixels: Tensor | None, n_images: tuple[in
         given |= {"pixel_values": pixels.flatten(0, 1), "mm_token_type_ids": is_image}
         given["image_grid_thw"] = torch.tensor([[1, 4, 6]] * len(pixels))
     if kind in ("llava_next", "llava_onevision") and pixels is not None:
-        given["image_sizes"] = torch.tensor([toys.IMAGE_SIZES[kind]] * len(pixels))
+        given["image_sizes"] = torch.tensor([image or toys.IMAGE_SIZES[kind]] * len(pixels))
     if kind in ("smolvlm", "idefics3") and pixels is not None:
         filled = torch.zeros(len(ids), max(n_images), *pixels.shape[1:])
         filled[torch.arange(max(n_images)) < torch.tensor(n_images)[:, None]] = pixels
@@ -109,13 +112,20 @@ def for_eager(model: Any, ids: Tensor, pixels: Tensor | None, n_images: tuple[in
 
 
 def written(
-    model: Any, ids: Tensor, mask: Tensor, pixels: Tensor | None, n_images: tuple[int, ...], *, n_new: int = N_NEW
+    model: Any,
+    ids: Tensor,
+    mask: Tensor,
+    pixels: Tensor | None,
+    n_images: tuple[int, ...],
+    *,
+    n_new: int = N_NEW,
+    image: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What eager's own loop writes, tokens [B, n_new] and their logits; where its way with padding is not ours, it is
     asked prompt by prompt."""
     settings = {"max_new_tokens": n_new, "min_new_tokens": n_new, "do_sample": False, "eos_token_id": None}
     if model.config.model_type not in ALONE:
-        feeds = [{"input_ids": ids, "attention_mask": mask, **for_eager(model, ids, pixels, n_images)}]
+        feeds = [{"input_ids": ids, "attention_mask": mask, **for_eager(model, ids, pixels, n_images, image)}]
     else:
         if model.config.model_type == "blip":
             del settings["eos_token_id"]  # it gives its own
