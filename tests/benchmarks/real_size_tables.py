@@ -25,9 +25,9 @@ def real_rows(figures: Mapping[str, float], notes: Mapping[str, str]) -> list[st
         return []
     counts = f"{figures['real_sizes_ok']:.0f} of {figures['real_sizes_tried']:.0f}"
     intro = (
-        f"Published configurations at full size with random weights, so nothing is said of their answers: {counts} tried"
-        " are exact. Seconds are of capture and ONNX files, all comparisons with eager included; where other work ran"
-        " beside (see below), those of the processor say more."
+        f"Published configurations at full size with random weights, so nothing is said of their answers: {counts}"
+        " tried are exact. Seconds are of capture and ONNX files, all comparisons with eager included; where other work"
+        " ran beside (see below), those of the processor say more."
     )
     head = [f"| {' | '.join(COLUMNS)} |", f"|---|---:|---|{'---:|' * (len(COLUMNS) - 3)}"]
     return [intro, "", *head, *rows, "", *_structures(figures)]
@@ -60,7 +60,6 @@ def _structures(figures: Mapping[str, float]) -> list[str]:
     rows = []
     for name in found:
         prefix = f"real_{name}_structure"
-        rows.append(
-            f"| {name} | {_millions(figures, prefix)} | {figures[f'{prefix}_seconds']:.0f} | {figures[f'{prefix}_peak_gb']:.1f} |"
-        )
+        costs = [format(figures[f"{prefix}_{key}"], COSTS[key]) for key in ("seconds", "peak_gb")]
+        rows.append(f"| {' | '.join([name, _millions(figures, prefix), *costs])} |")
     return [*head, "|---|---:|---:|---:|", *rows, ""]
