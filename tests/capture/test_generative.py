@@ -24,10 +24,15 @@ from vlmopt.graph.text import component_text
 
 N_NEW = 8
 ALONE = ("git", "blip", "florence2")
-# plain, tied, typed tokens with windows, a grid, an image in front, cross attention to an image and to a prompt
-QUICK = ("llava_llama", "llava_tied", "gemma3", "qwen2_5_vl", "git", "blip_caption", "blip_vqa")
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in toys.GENERATIVE if name not in QUICK]
-FAMILIES = (*QUICK, *SLOW)
+
+
+def quick(*names: str) -> tuple[Any, ...]:
+    """All toys as parameters, but for these marked as slow."""
+    return (*names, *(pytest.param(name, marks=pytest.mark.slow) for name in toys.GENERATIVE if name not in names))
+
+
+# plain, tied, typed tokens with windows, a grid, an image in front, cross attention to a prompt
+FAMILIES = quick("llava_llama", "llava_tied", "gemma3", "qwen2_5_vl", "git", "blip_vqa")
 
 
 @cache
@@ -193,7 +198,11 @@ def test_the_components_are_those_that_runtimes_expect(toy: tuple[Any, Program])
 
 @pytest.mark.parametrize(
     ("family", "length"),
-    [("blip_caption", 17), ("blip_vqa", "encoder"), pytest.param("florence2", "encoder", marks=pytest.mark.slow)],
+    [
+        pytest.param("blip_caption", 17, marks=pytest.mark.slow),
+        ("blip_vqa", "encoder"),
+        pytest.param("florence2", "encoder", marks=pytest.mark.slow),
+    ],
 )
 def test_what_is_attended_to_across_goes_from_one_component_into_the_other(family: str, length: int | str) -> None:
     _, program = captured_toy(family)
