@@ -83,6 +83,8 @@ def measure(name: str, *, only: str | None = None) -> dict[str, object]:
                     notes[key] = value
                 else:
                     figures[key] = value
+            if name == "generative":
+                figures |= generative.real_counts(figures)
             measured[part] = f"{datetime.now(UTC).isoformat(timespec='minutes')}, {cpu_name()}, {os.cpu_count()} cores"
     return {
         "figures": figures,

@@ -5,6 +5,9 @@ shapes, behind the prompt and behind three cached steps; or the reason why it is
 
 `structure`: LLaVA 1.5 7B without weights. `example`: a LLaVA of 157M parameters, random weights, capture and ONNX.
 
+`real-NAME`: the same as `families` of one published configuration at its full size, random weights, with the size of
+its files; `structure-NAME`: one that is too large for that here, without weights (`real_sizes.py`).
+
 `cuts-TASK`: the LLaVA example with branches skipped for one of its tasks (`llava_cuts.py`).
 
 `speedup`: capture and ONNX of a toy LLaVA beside the exporter of transformers, which compares nothing with eager;
@@ -29,6 +32,8 @@ ROOT = Path(__file__).resolve().parents[2]
 REPEATS = 3
 CUT_TASKS = ("style", "vegetarian")
 TOLERANCE = ARTIFACT["float32"]
+REAL = ("smolvlm_256m", "florence2_base", "git_base", "blip_base", "internvl3_1b", "llava_onevision_05b")
+STRUCTURES = ("qwen2_vl_2b", "paligemma_3b")
 PARITIES = ("parity_capture", "parity_prefill", "parity_decode")
 
 Found = dict[str, float | str]
@@ -39,7 +44,24 @@ def parts() -> Mapping[str, Callable[[], Found]]:
     fixed: dict[str, Callable[[], Found]] = {
         "families": _families, "structure": _structure, "example": _example, "speedup": _speedup
     }  # fmt: skip
-    return fixed | {f"cuts-{task}": partial(_cuts, task) for task in CUT_TASKS}
+    real = {f"real-{name}": partial(_real, name) for name in REAL}
+    real |= {f"structure-{name}": partial(_real_structure, name) for name in STRUCTURES}
+    return fixed | real | {f"cuts-{task}": partial(_cuts, task) for task in CUT_TASKS}
+
+
+def _real(name: str) -> Found:
+    return {f"real_{name}_{key}": value for key, value in _job("real", name).items()}
+
+
+def _real_structure(name: str) -> Found:
+    return {f"real_{name}_structure_{key}": value for key, value in _job("structure", name).items()}
+
+
+def real_counts(figures: Mapping[str, float | str]) -> dict[str, float]:
+    """How many published configurations were tried at full size, and how many are exact."""
+    tried = [name for name in REAL if f"real_{name}_seconds" in figures]
+    found = [n for n in tried if f"real_{n}_parity_decode" in figures and is_exact(figures, f"real_{n}")]
+    return {"real_sizes_tried": float(len(tried)), "real_sizes_ok": float(len(found))}
 
 
 def _cuts(task: str) -> Found:

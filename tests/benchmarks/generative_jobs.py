@@ -1,6 +1,7 @@
 """One job of the benchmark `generative` in a process of its own; prints what it found as JSON in the last line.
 
-usage: python -m tests.benchmarks.generative_jobs family NAME | structure | example | vlmopt | exporter
+usage: python -m tests.benchmarks.generative_jobs
+    family NAME | real NAME | structure [NAME] | example | vlmopt | exporter
 
 `seconds` begin when everything is imported and the model is built; `cpu_seconds` are those of the process, which other
 jobs of a shared machine change less; `peak_gb` is the process's own.
@@ -29,7 +30,7 @@ from transformers import (
 )
 
 from tests import toys
-from tests.benchmarks import families
+from tests.benchmarks import families, real_sizes
 from tests.capture.test_generative import prompts, source_of, written
 from tests.emit.test_generative import Emitted, opened_in_files, read_prompt
 from vlmopt.capture import capture, capture_model
@@ -49,6 +50,7 @@ def main() -> None:
     job, *arguments = sys.argv[1:]
     jobs: dict[str, Callable[..., Found]] = {
         "family": _family,
+        "real": _real,
         "structure": _structure,
         "example": _example,
         "vlmopt": _vlmopt,
@@ -60,10 +62,21 @@ def main() -> None:
 
 def _family(folder: Path, name: str) -> Found:
     """Whether the toy is captured, and how far program and files are from what eager writes; or why it is refused."""
-    model: Any = families.make(name)
+    return _tried(folder, families.make(name), families.IMAGE_SIZES.get(name))
+
+
+def _real(folder: Path, name: str) -> Found:
+    """The same of a published configuration, with what it holds and what its files weigh."""
+    model: Any = real_sizes.make(name)
+    unique = sum(each.numel() * each.element_size() for each in model.parameters())
+    found = _tried(folder, model, real_sizes.REAL[name].image)
+    return found | {"parameters": unique / 4, "size_over_unique_params": _bytes(folder) / unique}
+
+
+def _tried(folder: Path, model: Any, image: tuple[int, int] | None) -> Found:
     start = _now()
     try:
-        program = capture_model(model, source_of(model), image=families.IMAGE_SIZES.get(name))
+        program = capture_model(model, source_of(model), image=image)
     except VlmoptError as problem:
         return _cost(start) | {"refusal": " ".join(f"{problem.place}: {problem.found}".split())}
     if program.assembly is not Assembly.GENERATIVE:
@@ -71,16 +84,21 @@ def _family(folder: Path, name: str) -> Found:
     emitted = Emitted(program, folder, emit_program(program, ("onnx",), folder, progress=Silent()))
     cost = _cost(start)
     with torch.no_grad():
-        rows = [_departures(model, program, emitted, *shape) for shape in SHAPES]
+        rows = [_departures(model, program, emitted, *shape, image) for shape in SHAPES]
     return cost | {key: max(row[key] for row in rows) for key in rows[0]}
 
 
 def _departures(
-    model: Any, program: Program, emitted: Emitted, n_images: tuple[int, ...], n_padding: int
+    model: Any,
+    program: Program,
+    emitted: Emitted,
+    n_images: tuple[int, ...],
+    n_padding: int,
+    image: tuple[int, int] | None,
 ) -> dict[str, float]:
     """Largest differences from the logits of the model's own loop, as a share of the largest of them."""
     ids, mask, pixels = prompts(program, n_images=n_images, n_padding=n_padding)
-    tokens, logits = written(model, ids, mask, pixels, n_images, n_new=N_NEW)
+    tokens, logits = written(model, ids, mask, pixels, n_images, n_new=N_NEW, image=image)
     graphs, files = _replayed(program, emitted, tokens, (ids, mask, pixels))
     wanted = logits.unbind(1)
     return {
@@ -118,8 +136,24 @@ def _departure(found: Tensor, wanted: Tensor) -> float:
     return float((found.double() - wanted).abs().max() / wanted.abs().max())
 
 
-def _structure(folder: Path) -> Found:
-    """LLaVA 1.5 7B (CLIP ViT-L/14 at 336 px, Llama 7B) from its configuration alone, as `vlmopt inspect` reads it."""
+def _structure(folder: Path, name: str | None = None) -> Found:
+    """A model from its configuration alone, as `vlmopt inspect` reads it; without a name, LLaVA 1.5 7B."""
+    image = None
+    if name is None:
+        _write_llava_7b(folder)
+    else:
+        image = real_sizes.STRUCTURES[name].image
+        with torch.device("meta"):
+            model = real_sizes.STRUCTURES[name].build()
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(folder)
+    start = _now()
+    program = capture(str(folder), with_weights=False, image=image)
+    return _cost(start) | {"parameters": float(sum(_unique(program).values()))}
+
+
+def _write_llava_7b(folder: Path) -> None:
+    """CLIP ViT-L/14 at 336 px and Llama 7B."""
     vision = CLIPVisionConfig(
         hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
         patch_size=14, projection_dim=768,
@@ -129,9 +163,6 @@ def _structure(folder: Path) -> Found:
     LlavaConfig(vision_config=vision, text_config=text, image_token_id=32000, architectures=names).save_pretrained(
         folder
     )
-    start = _now()
-    program = capture(str(folder), with_weights=False)
-    return _cost(start) | {"parameters": float(sum(_unique(program).values()))}
 
 
 def _unique(program: Program) -> dict[int, int]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tests.benchmarks.generative import CUT_TASKS, PARITIES, TOLERANCE, is_exact
+from tests.benchmarks.real_size_tables import in_words, is_real, real_rows
 
 METHODS = {
     "ours": "those the profile and the planner name",
@@ -31,7 +32,7 @@ AIMS = {  # at most, or where it says so at least
 def as_table(result: Mapping[str, Any]) -> str:
     """Families one by one, then the other figures, then when and where each part was measured."""
     figures, notes = result["figures"], result["notes"]
-    others = {name: value for name, value in figures.items() if not _is_of_family(name, figures)}
+    others = {name: value for name, value in figures.items() if not _is_of_family(name, figures) and not is_real(name)}
     words = [f"- `{name}`: {text}" for name, text in notes.items() if not name.endswith("_refusal")]
     places = [f"- `{part}`: {place}" for part, place in result["measured"].items()]
     read = (
@@ -41,7 +42,20 @@ def as_table(result: Mapping[str, Any]) -> str:
     )
     rows = [f"| `{name}` | {value:.4g} |" for name, value in others.items()]
     by = f"Measured by `{result['command']}`:"
-    lines = [*_family_rows(figures, notes), "", read, "", "| figure | value |", "|---|---:|", *rows, "", *words, ""]
+    real = real_rows(figures, notes)
+    lines = [
+        *_family_rows(figures, notes),
+        "",
+        read,
+        "",
+        *real,
+        "| figure | value |",
+        "|---|---:|",
+        *rows,
+        "",
+        *words,
+        "",
+    ]
     return "\n".join([*lines, by, "", *places, ""])
 
 
@@ -59,7 +73,7 @@ def for_readme(result: Mapping[str, Any]) -> str:
     intro = (
         f"Models that write text: {len(exact)} of {figures['families_tried']:.0f} families are captured, with ONNX"
         f" files that answer as the original does, cached steps included (largest difference {worst:.0e} of the largest"
-        f" logit): {', '.join(exact)}. The others are refused, each with its reason."
+        f" logit): {', '.join(exact)}. The others are refused, each with its reason.{in_words(figures)}"
     )
     cuts = [line for task in CUT_TASKS for line in _cut_rows(task, figures)]
     source = (
@@ -116,7 +130,11 @@ def _family_rows(figures: Mapping[str, float], notes: Mapping[str, str]) -> list
 
 
 def _families(figures: Mapping[str, float]) -> list[str]:
-    return [name.removesuffix("_peak_gb") for name in figures if name.endswith("_peak_gb") and name not in AIMS]
+    return [
+        name.removesuffix("_peak_gb")
+        for name in figures
+        if name.endswith("_peak_gb") and name not in AIMS and not is_real(name)
+    ]
 
 
 def _is_of_family(name: str, figures: Mapping[str, float]) -> bool:

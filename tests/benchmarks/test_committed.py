@@ -8,8 +8,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
 from tests import toys
-from tests.benchmarks import families, generative, generative_tables, readme
+from tests.benchmarks import families, generative, generative_tables, readme, real_sizes
 from tests.benchmarks.__main__ import README_TABLES, as_table
 
 RESULTS = Path(__file__).parent / "results"
@@ -139,6 +142,37 @@ def test_a_departure_above_the_tolerance_or_without_a_number_is_wrong() -> None:
         figures = {**result["figures"], "llava_llama_parity_decode": value}
         assert not generative.is_exact(figures, "llava_llama")
         assert "| llava_llama | WRONG |" in generative_tables.as_table({**result, "figures": figures})
+
+
+def test_at_least_three_families_are_exact_at_their_real_size() -> None:
+    figures = _generative()["figures"]
+    assert {name: figures[name] for name in figures if name.startswith("real_sizes")} == generative.real_counts(figures)
+    assert figures["real_sizes_ok"] == figures["real_sizes_tried"] >= 3
+    tried = [name for name in real_sizes.REAL if f"real_{name}_seconds" in figures]
+    assert all(figures[f"real_{name}_size_over_unique_params"] <= 1.03 for name in tried)
+    assert all(figures[f"real_{name}_parameters"] == n_parameters(real_sizes.REAL[name]) for name in tried)
+
+
+def test_a_real_size_that_departs_is_wrong_and_not_counted() -> None:
+    result = _generative()
+    figures = {**result["figures"], "real_smolvlm_256m_parity_decode": math.nan}
+    assert generative.real_counts(figures)["real_sizes_ok"] == result["figures"]["real_sizes_ok"] - 1
+    assert "| smolvlm_256m | 256 | WRONG |" in generative_tables.as_table({**result, "figures": figures})
+
+
+@pytest.mark.parametrize("name", [*real_sizes.REAL, *real_sizes.STRUCTURES])
+def test_configurations_have_the_parameters_that_were_published(name: str) -> None:
+    found = (real_sizes.REAL | real_sizes.STRUCTURES)[name]
+    assert abs((n_parameters(found) + found.counted_twice) / 1e6 - found.published) < 1
+
+
+def test_what_is_measured_at_real_size_is_what_is_configured() -> None:
+    assert (tuple(real_sizes.REAL), tuple(real_sizes.STRUCTURES)) == (generative.REAL, generative.STRUCTURES)
+
+
+def n_parameters(model: real_sizes.RealSize) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in model.build().parameters())
 
 
 def _generative() -> dict[str, Any]:

@@ -24,10 +24,15 @@ from vlmopt.graph.text import component_text
 
 N_NEW = 8
 ALONE = ("git", "blip", "florence2")
-# plain, tied, typed tokens with windows, a grid, an image in front, cross attention to an image and to a prompt
-QUICK = ("llava_llama", "llava_tied", "gemma3", "qwen2_5_vl", "git", "blip_caption", "blip_vqa")
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in toys.GENERATIVE if name not in QUICK]
-FAMILIES = (*QUICK, *SLOW)
+
+
+def quick(*names: str) -> tuple[Any, ...]:
+    """All toys as parameters, but for these marked as slow."""
+    return (*names, *(pytest.param(name, marks=pytest.mark.slow) for name in toys.GENERATIVE if name not in names))
+
+
+# plain, tied, typed tokens with windows, a grid, an image in front, cross attention to a prompt
+FAMILIES = quick("llava_llama", "llava_tied", "gemma3", "qwen2_5_vl", "git", "blip_vqa")
 
 
 @cache
@@ -89,8 +94,11 @@ def answer(
     return every.argmax(-1), every
 
 
-def for_eager(model: Any, ids: Tensor, pixels: Tensor | None, n_images: tuple[int, ...]) -> dict[str, Tensor]:
-    """Images and types of tokens as the processor of the model hands them over."""
+def for_eager(
+    model: Any, ids: Tensor, pixels: Tensor | None, n_images: tuple[int, ...], image: tuple[int, int] | None = None
+) -> dict[str, Tensor]:
+    """Images and types of tokens as the processor of the model hands them over; `image` is their size where tiles
+    follow from it, by default that of the toys."""
     is_image = (ids == toys.IMAGE_TOKEN).long()
     given: dict[str, Tensor] = {} if pixels is None else {"pixel_values": pixels}
     kind = model.config.model_type
@@ -100,7 +108,7 @@ def for_eager(model: Any, ids: Tensor, pixels: Tensor | None, n_images: tuple[in
         given |= {"pixel_values": pixels.flatten(0, 1), "mm_token_type_ids": is_image}
         given["image_grid_thw"] = torch.tensor([[1, 4, 6]] * len(pixels))
     if kind in ("llava_next", "llava_onevision") and pixels is not None:
-        given["image_sizes"] = torch.tensor([toys.IMAGE_SIZES[kind]] * len(pixels))
+        given["image_sizes"] = torch.tensor([image or toys.IMAGE_SIZES[kind]] * len(pixels))
     if kind in ("smolvlm", "idefics3") and pixels is not None:
         filled = torch.zeros(len(ids), max(n_images), *pixels.shape[1:])
         filled[torch.arange(max(n_images)) < torch.tensor(n_images)[:, None]] = pixels
@@ -109,13 +117,20 @@ def for_eager(model: Any, ids: Tensor, pixels: Tensor | None, n_images: tuple[in
 
 
 def written(
-    model: Any, ids: Tensor, mask: Tensor, pixels: Tensor | None, n_images: tuple[int, ...], *, n_new: int = N_NEW
+    model: Any,
+    ids: Tensor,
+    mask: Tensor,
+    pixels: Tensor | None,
+    n_images: tuple[int, ...],
+    *,
+    n_new: int = N_NEW,
+    image: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What eager's own loop writes, tokens [B, n_new] and their logits; where its way with padding is not ours, it is
     asked prompt by prompt."""
     settings = {"max_new_tokens": n_new, "min_new_tokens": n_new, "do_sample": False, "eos_token_id": None}
     if model.config.model_type not in ALONE:
-        feeds = [{"input_ids": ids, "attention_mask": mask, **for_eager(model, ids, pixels, n_images)}]
+        feeds = [{"input_ids": ids, "attention_mask": mask, **for_eager(model, ids, pixels, n_images, image)}]
     else:
         if model.config.model_type == "blip":
             del settings["eos_token_id"]  # it gives its own
@@ -183,7 +198,11 @@ def test_the_components_are_those_that_runtimes_expect(toy: tuple[Any, Program])
 
 @pytest.mark.parametrize(
     ("family", "length"),
-    [("blip_caption", 17), ("blip_vqa", "encoder"), pytest.param("florence2", "encoder", marks=pytest.mark.slow)],
+    [
+        pytest.param("blip_caption", 17, marks=pytest.mark.slow),
+        ("blip_vqa", "encoder"),
+        pytest.param("florence2", "encoder", marks=pytest.mark.slow),
+    ],
 )
 def test_what_is_attended_to_across_goes_from_one_component_into_the_other(family: str, length: int | str) -> None:
     _, program = captured_toy(family)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.capture.test_generative import FAMILIES, captured_toy, prompts
+from tests.capture.test_generative import captured_toy, prompts, quick
 from vlmopt.core.program import NO_WORD, Program
 from vlmopt.core.progress import Silent
 from vlmopt.emit import emit_program
@@ -62,7 +62,7 @@ class Emitted:
         return {spec.name.replace("present", "past_key_values"): value for spec, value in outputs if spec.is_cross}
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=quick("llava_llama", "llava_tied", "gemma3", "qwen2_5_vl", "blip_vqa"))
 def emitted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Emitted:
     _, program = captured_toy(request.param)
     folder = tmp_path_factory.mktemp("emitted")

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
-from tests.capture.test_generative import FAMILIES, captured_toy, prompts
+from tests.capture.test_generative import captured_toy, prompts, quick
+from vlmopt.core.program import Program
 from vlmopt.graph.assembled import DECODER, EMBEDDING, VISION
 from vlmopt.graph.branches import by_component, find_branches
-from vlmopt.graph.joined import MODEL, joined
+from vlmopt.graph.joined import MODEL, N_KEPT, joined
+from vlmopt.graph.modules import get_at, set_at
 from vlmopt.graph.replay import Replay, run_outputs
 from vlmopt.graph.skipping import skip
 from vlmopt.rewrite.pipeline import clone_program
 
 N_ANSWER = 3
+HEAD = "lm_head"
 
 
 def taught(family: str) -> dict[str, Tensor]:
@@ -44,7 +51,7 @@ def test_scores_of_the_answer_are_those_of_the_model(family: str) -> None:
     assert not scores[:, :-N_ANSWER].any()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", quick("llava_llama", "gemma3", "blip_vqa"))
 def test_branches_keep_their_names_and_their_owners(family: str) -> None:
     _, program = captured_toy(family)
     whole = joined(program)
@@ -138,3 +145,30 @@ def test_the_head_reads_nothing_but_what_answers_are_read_from(family: str) -> N
     with head.register_forward_hook(lambda _, __, out: rows.append(out[..., 0].numel())):
         run_outputs(whole, feed)
     assert rows == [2 * N_ANSWER]
+
+
+def model_of(program: Program) -> GraphModule:
+    return joined(program).program.components[MODEL].graph
+
+
+def test_a_program_is_joined_once_and_anew_after_an_edit() -> None:
+    program = clone_program(captured_toy("llava_llama")[1])
+    first = model_of(program)
+    assert model_of(program) is first
+    renamed = replace(program.with_components(program.components), labels=("red", "blue"))
+    assert model_of(renamed) is first
+    assert joined(renamed).program.labels == ("red", "blue")
+    decoder = program.components[DECODER].graph
+    skip(program, DECODER, [find_branches(decoder)[0].name])
+    cut = model_of(program)
+    assert cut is not first
+    assert len(cut.graph.nodes) < len(first.graph.nodes)
+    set_at(program.components[DECODER].graph, HEAD, copy.deepcopy(get_at(decoder, HEAD)))
+    assert model_of(program) is not cut
+
+
+def test_only_the_last_few_joined_programs_are_kept() -> None:
+    programs = [clone_program(captured_toy("llava_llama")[1]) for _ in range(N_KEPT + 1)]
+    found = [model_of(program) for program in programs]
+    assert model_of(programs[-1]) is found[-1]
+    assert model_of(programs[0]) is not found[0]

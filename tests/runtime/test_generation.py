@@ -110,9 +110,9 @@ def test_answers_are_those_of_the_original_token_by_token(folder: Path, colours:
     ("family", "n_images"),
     [
         ("qwen2_vl", 1),
-        ("smolvlm", 2),
-        ("git", 1),
         ("blip_vqa", 1),
+        pytest.param("smolvlm", 2, marks=pytest.mark.slow),
+        pytest.param("git", 1, marks=pytest.mark.slow),
         pytest.param("florence2", 1, marks=pytest.mark.slow),
         pytest.param("internvl", 2, marks=pytest.mark.slow),
         pytest.param("gemma3", 2, marks=pytest.mark.slow),
@@ -146,6 +146,7 @@ def test_a_caption_is_written_unasked(workshop: Workshop, tmp_path: Path, capsys
     assert "comes with 0 images" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_cut_cross_attention_has_no_entry_any_more(workshop: Workshop) -> None:
     cut, whole = (compiled(workshop, "blip_caption", branches) for branches in (CAPTIONER_CUTS, []))
     manifest = read_manifest(cut)

@@ -103,6 +103,7 @@ def test_it_is_verified_again_evaluated_and_rechecked(
     assert again["metric"]["drop_points"] == pytest.approx(again["metric"]["drop_points_when_made"])
 
 
+@pytest.mark.slow
 def test_the_recipe_of_the_run_makes_the_same_graphs(artifact: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
     assert entry.run(["optimize", "-q", "--recipe", str(artifact / "recipe.yaml"), "-o", str(again)]) == 0

@@ -87,10 +87,53 @@ class Joined:
         return frozenset(map(self.own_site, sites))
 
 
+N_KEPT = 3  # joined graphs: of the original, of the program as it is, and of one that is tried
+
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """`whole` and what it was made of; programs that share these graphs hold the same tensors."""
+
+    graphs: tuple[fx.GraphModule, ...]
+    structure: tuple[object, ...]
+    whole: Joined
+
+
+_made: list[_Made] = []  # the last used comes last
+
+
 def joined(program: Program) -> Joined:
-    """The program as tasks measure it; one that is not generative as it is."""
+    """The program as tasks measure it; one that is not generative as it is.
+
+    A run asks for it of the same few programs again and again, so the last ones are kept. A graph that was edited since
+    is joined anew, and so is one whose modules or tensors were exchanged.
+    """
     if program.generation is None or MODEL in program.components:
         return Joined(program, {})
+    graphs, structure = tuple(part.graph for part in program.components.values()), _structure(program)
+    known = next((made for made in _made if made.graphs == graphs), None)
+    others = [made for made in _made if made is not known]
+    if known is None or known.structure != structure:
+        known = _Made(graphs, structure, _join(program))
+    _made[:] = [*others, known][-N_KEPT:]
+    return replace(known.whole, program=program.with_components(known.whole.program.components))
+
+
+def _structure(program: Program) -> tuple[object, ...]:
+    """What a joined graph follows from, beside the identity of its parts' graphs. Tensors are never written in place,
+    so their identity stands for them."""
+    parts = tuple(
+        (name, part.inputs, part.outputs, str(part.graph.graph), _held(part.graph))
+        for name, part in program.components.items()
+    )
+    return parts, tuple(program.dims.items()), program.generation
+
+
+def _held(graph: fx.GraphModule) -> tuple[int, ...]:
+    return tuple(map(id, (*graph.modules(), *graph.parameters(), *graph.buffers())))
+
+
+def _join(program: Program) -> Joined:
     joining = _Joining(program)
     component = joining.component()
     branches = {branch.name: branch for branch in find_branches(component.graph)}

@@ -13,9 +13,12 @@ from vlmopt.core.manifest import MANIFEST, ComponentEntry, Manifest, read_manife
 from vlmopt.core.progress import Progress, Silent
 from vlmopt.rundir import CHECKSUM
 from vlmopt.verify.parity import Gate, Recorded, check_file
+from vlmopt.workflow.checking_genai import check_genai_graphs
 from vlmopt.workflow.evaluating import evaluate_artifact
 from vlmopt.workflow.publishing import CASES, wanted_key
 from vlmopt.workflow.timing import time_sessions
+
+AS_RECORDED = "computes what was recorded"
 
 
 def verify_artifact(path: Path, *, task: str | None = None, progress: Progress | None = None) -> dict[str, Any]:
@@ -70,13 +73,13 @@ def _changed_files(path: Path, manifest: Manifest, progress: Progress) -> list[G
 
 def _graphs(path: Path, manifest: Manifest) -> list[Gate]:
     recorded = load_file(path / CASES)
+    cases = {name: recorded_cases(recorded, name, entry) for name, entry in manifest.components.items()}
     gates = []
     for name, entry in manifest.components.items():
-        cases = recorded_cases(recorded, name, entry)
         for kind, file in entry.files.items():
-            title = f"{file} computes what was recorded"
-            gates.append(check_file(title, path / file, kind, cases, dtype=entry.outputs[0].dtype))
-    return gates
+            title = f"{file} {AS_RECORDED}"
+            gates.append(check_file(title, path / file, kind, cases[name], dtype=entry.outputs[0].dtype))
+    return gates + check_genai_graphs(manifest.generation, manifest.components, cases, path, claim=AS_RECORDED)
 
 
 def recorded_cases(recorded: dict[str, Tensor], name: str, entry: ComponentEntry) -> list[Recorded]:

@@ -1,4 +1,4 @@
-"""The graphs that onnxruntime-genai reads against the program, on what the emitted ones were compared on."""
+"""The graphs that onnxruntime-genai reads, on what the emitted ones were compared on: once emitted, and again later."""
 
 from __future__ import annotations
 
@@ -7,32 +7,43 @@ from pathlib import Path
 
 import torch
 
-from vlmopt.core.program import Generation, Program
+from vlmopt.core.manifest import ComponentEntry, GenerationEntry
+from vlmopt.core.program import Component, Generation
 from vlmopt.emit.genai_graphs import GENAI_DECODER, GENAI_EMBEDDING, IDS, TYPES
 from vlmopt.graph.assembled import DECODER, EMBEDDING, VISION
 from vlmopt.verify.parity import Gate, Recorded, check_file
 
+Components = Mapping[str, Component] | Mapping[str, ComponentEntry]
 
-def check_genai_graphs(program: Program, cases: Mapping[str, Sequence[Recorded]], folder: Path) -> list[Gate]:
+
+def check_genai_graphs(
+    generation: Generation | GenerationEntry | None,
+    components: Components,
+    cases: Mapping[str, Sequence[Recorded]],
+    folder: Path,
+    *,
+    claim: str,
+) -> list[Gate]:
     """A gate for each of its graphs that lies in `folder`; none where there are none.
 
     Args:
+        components: of the program, or of the manifest of its artifact.
         cases: inputs and wanted outputs of every component: of the embedding first a prompt with the image that is the
             first case of the vision encoder, then a token.
+        claim: what each of the files is said to do, such as "equals the program".
     """
-    generation = program.generation
     if generation is None:
         return []
     made: dict[tuple[str, str], Callable[[], list[Recorded]]] = {
         (GENAI_EMBEDDING, EMBEDDING): lambda: _with_features(cases, generation.image_token),
-        (GENAI_DECODER, DECODER): lambda: _with_ids(program, generation, cases[DECODER]),
+        (GENAI_DECODER, DECODER): lambda: _with_ids(components[DECODER], generation, cases[DECODER]),
     }
     gates: list[Gate] = []
     for (name, component), given in made.items():
         file = folder / "onnx" / f"{name}.onnx"
         if file.is_file():
-            dtype = program.components[component].outputs[0].dtype
-            gates.append(check_file(f"onnx/{file.name} equals the program", file, "onnx", given(), dtype=dtype))
+            dtype = components[component].outputs[0].dtype
+            gates.append(check_file(f"onnx/{file.name} {claim}", file, "onnx", given(), dtype=dtype))
     return gates
 
 
@@ -48,12 +59,14 @@ def _with_features(cases: Mapping[str, Sequence[Recorded]], mark: int) -> list[R
     return found
 
 
-def _with_ids(program: Program, generation: Generation, cases: Sequence[Recorded]) -> list[Recorded]:
+def _with_ids(
+    decoder: Component | ComponentEntry, generation: Generation | GenerationEntry, cases: Sequence[Recorded]
+) -> list[Recorded]:
     """Ids of which the types of tokens follow, in the place of the types."""
     assert generation.token_types is not None
     _, image, _ = generation.token_types
     mark, word = generation.image_token, 0 if generation.image_token else 1
-    names = [spec.name for spec in program.components[DECODER].inputs if spec.name != TYPES]
+    names = [spec.name for spec in decoder.inputs if spec.name != TYPES]
     return [
         ({**{name: feed[name] for name in names}, IDS: torch.where(feed[TYPES] == image, mark, word)}, wanted)
         for feed, wanted in cases

@@ -114,7 +114,9 @@ def _check_files(state: RunState, files: Files) -> list[Gate]:
         for kind, file in files[name].items():
             dtype = component.outputs[0].dtype
             gates.append(check_file(f"{file} equals the program", state.run.path(file), kind, cases, dtype=dtype))
-    gates += check_genai_graphs(state.optimized, every, state.run.partial)
+    program = state.optimized
+    claim = "equals the program"
+    gates += check_genai_graphs(program.generation, program.components, every, state.run.partial, claim=claim)
     atomic_write(state.run.path(CASES), save({key: value.clone() for key, value in recorded.items()}))
     return gates
 
