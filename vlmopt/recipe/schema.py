@@ -23,7 +23,9 @@ from vlmopt.core.program import AdapterSource
 
 VERSION = 1
 DEFAULT_MAX_DROP = 1.0  # points
+ADAPTER_NAME = "[A-Za-z][A-Za-z0-9_-]*"
 FOLD_ADAPTERS = "fold-adapters"  # runs behind the first pass where the model is opened with adapters
+FOLD_CROSS_MODAL = "fold-cross-modal-adapter"  # ... with one adapter that came as a file
 EXACT_PASSES = ("canonicalize", "fold-constants")
 DEFAULT_PASSES = ("canonicalize", "skip-branches", "fold-fixed-inputs", "fold-constants")
 
@@ -142,7 +144,7 @@ class RecoverySettings(_Section):
 class AdapterEntry(_Section):
     """An adapter that the model is opened with; written as `NAME=PATH`, `NAME=PATH:WEIGHT`, or as a mapping."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+    name: Annotated[str, Field(pattern=f"^{ADAPTER_NAME}$")]
     path: Annotated[str, Field(min_length=1)]
     weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
 

@@ -20,6 +20,7 @@ from vlmopt.rundir import RunDirectory
 from vlmopt.tasks.binding import TaskWorkload
 from vlmopt.tuning.gradient import Tuned
 from vlmopt.verify.parity import Gate
+from vlmopt.workflow.attaching import AttachedAdapter
 from vlmopt.workflow.opening import LazyOutputs, OpenedModel, OpenedTask
 from vlmopt.workflow.samples import sample_feeds
 
@@ -32,7 +33,7 @@ class RunState:
     fitted to reproduce. `choice` is what the planner chose last, measured on `choice_items` items; None where the
     recipe names every site. `choice_max_drop` is what it was allowed to drop, in points, `headroom` included: what a
     cut may lose on top of the budget because training follows. `step` is the number of the pass that
-    runs. `tuned` is how that training went.
+    runs. `tuned` is how that training went, and `trained` the adapter that it made, as a file holds it.
     `profile_folder` is where the profile is kept for the next try, when this run measured it.
     """
 
@@ -50,6 +51,7 @@ class RunState:
     headroom: float = 0.0
     step: int = 0
     tuned: Tuned | None = None
+    trained: AttachedAdapter | None = None
     choice_max_drop: float | None = None
     profile_folder: Path | None = None
     gates: list[Gate] = field(default_factory=list)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import partial
 
+from vlmopt.core.adapter_file import NONE
 from vlmopt.core.contract import Context, Pass, Plan, Promise, Site
 from vlmopt.core.errors import GateError
 from vlmopt.core.guarding import DEFAULT_TIME_LIMIT_S
 from vlmopt.core.program import Program
+from vlmopt.graph.modules import ADAPTERS
+from vlmopt.recipe.schema import ADAPTER_NAME
 from vlmopt.rewrite.pipeline import Observer, StepResult, run_step
 from vlmopt.verify.parity import check_step
+from vlmopt.workflow.attaching import AttachedAdapter, trained_adapter
 from vlmopt.workflow.choosing import choose_sites
 from vlmopt.workflow.recovering import lost_too_much, recovered, trains_after, tuned
 from vlmopt.workflow.run_state import RunState
@@ -56,7 +61,7 @@ def _run_once(
     time_limit_s: float,
 ) -> list[StepResult]:
     program, steps = state.original, list[StepResult]()
-    state.reference, state.tuned, state.gates = state.original, None, []
+    state.reference, state.tuned, state.trained, state.gates = state.original, None, None, []
     training = trains_after(passes, state.recipe.recovery)
     for number, pass_ in enumerate(passes, 1):
         state.step = number
@@ -78,10 +83,29 @@ def _run_once(
             program = recovered(state, result)
             if number == training and any(step.promise is Promise.LOSSY and step.applied for step in steps):
                 program = tuned(state, program)
+                state.trained = _trained(state, program, steps)
             is_cut = any(step.promise is Promise.LOSSY and step.applied for step in steps)
             state.reference = program if not is_cut else reference_after(state, state.reference, pass_, result)
     state.optimized = program
     return steps
+
+
+def _trained(state: RunState, program: Program, steps: Sequence[StepResult]) -> AttachedAdapter | None:
+    """The adapter that the training made, named after its task; None where all weights were trained."""
+    bound = state.bound
+    if bound is None or state.recipe.recovery.level != ADAPTERS:
+        return None
+    name, opened = bound.task.specification.name, state.opened
+    return trained_adapter(
+        name if re.fullmatch(ADAPTER_NAME, name) and name != NONE else "trained",
+        program,
+        base=opened.program,
+        steps=steps,
+        options=[step.options for step in state.recipe.passes[: len(steps)]],
+        data=bound.task.fingerprint,
+        seed=state.recipe.seed,
+        on=opened.adapters[0] if opened.adapters else None,
+    )
 
 
 def reference_after(state: RunState, reference: Program, pass_: Pass, result: StepResult) -> Program:
