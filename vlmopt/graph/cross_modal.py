@@ -1,9 +1,9 @@
 """Gated adapters in front of a model's join, one for each modality with one projection back, as edits of a program.
 
 `out_m = x_m + (silu(x_m G_m) * (x_m D_m)) U` for m in visual and text; G_m and D_m [d, h] belong to a modality, U
-[h, d] to both: `5 d h` parameters. CROME (arXiv 2408.06610) puts such an adapter between its projection and a frozen language
-model. Its full text and code were not at hand, so the formula is a reconstruction: a gate, a residual, and weights that
-both modalities share, as its abstract says them, in the form of UniAdapter (arXiv 2302.06605).
+[h, d] to both: `5 d h` parameters. CROME (arXiv 2408.06610) puts such an adapter between its projection and a frozen
+language model. Its full text and code were not at hand, so the formula is a reconstruction: a gate, a residual, and
+weights that both modalities share, as its abstract says them, in the form of UniAdapter (arXiv 2302.06605).
 
 What differs here: U begins at zero. `Init.PAPER` draws all three with the deviation of other adapters' paper init.
 
