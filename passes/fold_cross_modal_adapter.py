@@ -24,16 +24,8 @@ from torch import nn
 from vlmopt.core.contract import Case, Context, Pass, Plan, Promise, Refusal, Site
 from vlmopt.core.facts import CANONICAL, CAPTURED, Fact
 from vlmopt.core.program import Component, Program
-from vlmopt.graph.adapters import Init
 from vlmopt.graph.costing import program_cost
-from vlmopt.graph.cross_modal import (
-    MODALITIES,
-    CrossModalForm,
-    adapted_sum,
-    component_of,
-    cross_modal_place,
-    insert_cross_modal,
-)
+from vlmopt.graph.cross_modal import MODALITIES, adapted_program, adapted_sum, component_of
 from vlmopt.graph.example import eyes_and_words, two_towers
 from vlmopt.graph.modules import clone_graph, get_at
 from vlmopt.graph.parallel_folding import weight_readers
@@ -77,9 +69,9 @@ class FoldCrossModalAdapter(Pass):
     @classmethod
     def cases(cls) -> Iterable[Case]:
         images = ("it is made of no embedding",)
-        yield Case("words", partial(_adapted, eyes_and_words()), 1, images)
-        yield Case("tied words", partial(_adapted, eyes_and_words(is_tied=True)), 1, images)
-        yield Case("two towers", partial(_adapted, two_towers()), 0, images * 2)
+        yield Case("words", partial(adapted_program, eyes_and_words), 1, images)
+        yield Case("tied words", partial(adapted_program, partial(eyes_and_words, is_tied=True)), 1, images)
+        yield Case("two towers", partial(adapted_program, two_towers), 0, images * 2)
 
 
 def _fold(part: Component, modality: str, *, is_trial: bool = False) -> None:
@@ -105,11 +97,3 @@ def _summary(program: Program, component: str, path: str) -> str:
         return "into the embedding"
     n_bytes = leaf.weight.numel() * leaf.weight.element_size()
     return f"into the embedding; {others[0]} keeps the table that it shared, {n_bytes:,} bytes more"
-
-
-def _adapted(program: Program) -> Program:
-    for modality in MODALITIES:
-        place = cross_modal_place(program, modality)
-        assert not isinstance(place, str)
-        insert_cross_modal(program, modality, place, CrossModalForm(2, Init.PAPER))
-    return program

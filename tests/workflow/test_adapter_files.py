@@ -44,9 +44,7 @@ PASSES: dict[str, list[tuple[str, dict[str, Any]]]] = {
 }
 
 
-def trained(
-    base: Program, kind: str = "cross-modal", *, seed: int = 3, name: str = "a"
-) -> tuple[Program, AttachedAdapter]:
+def trained(base: Program, kind: str = "cross-modal", *, name: str = "a") -> tuple[Program, AttachedAdapter]:
     """The program with an adapter of numbers that a training might have left, and the adapter."""
     steps, program = [], base
     for pass_, options in PASSES[kind]:
@@ -292,7 +290,7 @@ def test_inspect_eval_and_profile_take_adapters(
     assert entry.run(["eval", str(tuned), "-t", str(task), *given, "-q"]) == 1
     assert "is an artifact, whose graphs are made" in capsys.readouterr().err
     profile = tmp_path / "profile.json"
-    words = ["profile", "-q", "-m", str(model), "-t", str(task), "--num-samples", "4", "--estimator", "gate-gradients"]
+    words = ["profile", "-q", "-m", str(model), "-t", str(task), "--num-samples", "4", "--estimator", "gate-gradient"]
     assert entry.run([*words, *given, "-o", str(profile)]) == 0
     assert entry.run(["inspect", str(model), "--adapter", "nothing"]) == 1
     assert "'nothing' is no adapter" in capsys.readouterr().err

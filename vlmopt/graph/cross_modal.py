@@ -14,6 +14,7 @@ what each tower's projection into the joint space reads.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -166,3 +167,19 @@ def adapted_sum(module: fx.GraphModule, modality: str) -> fx.Node | None:
     while node is not None and node.target is not aten.add.Tensor:
         node = next(iter(node.users), None) if len(node.users) == 1 else None
     return node
+
+
+def gated_value(module: fx.GraphModule, modality: str) -> fx.Node | None:
+    """What the modality's gate reads; None where the graph has no such gate."""
+    gate = next((node for node in module.graph.nodes if node.target == f"{CROSS_MODAL}.{modality}.gate"), None)
+    return None if gate is None else gate.all_input_nodes[0]
+
+
+def adapted_program(build: Callable[[], Program]) -> Program:
+    """The program with adapters that change it, drawn: for cases and tests."""
+    program = build()
+    for modality in MODALITIES:
+        place = cross_modal_place(program, modality)
+        assert not isinstance(place, str)
+        insert_cross_modal(program, modality, place, CrossModalForm(2, Init.PAPER))
+    return program

@@ -110,7 +110,7 @@ def open_session(
         raise ArtifactError("providers", f"{', '.join(unknown)} is not available", expected=f"one of {available}")
     if weights:
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(one)) for one in weights.values()]
-        options.add_external_initializers(list(weights), [value._ortvalue for value in values])
+        options.add_external_initializers(list(weights), values)
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=chosen)
     except Exception as problem:  # ONNX Runtime's own exceptions share no public base class

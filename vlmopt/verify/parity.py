@@ -92,7 +92,7 @@ def open_onnx(path: Path, weights: Mapping[str, Tensor] | None = None) -> Runner
     if weights:
         arrays = [np.ascontiguousarray(weight.detach().cpu().numpy()) for weight in weights.values()]
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays]
-        options.add_external_initializers(list(weights), [value._ortvalue for value in values])
+        options.add_external_initializers(list(weights), values)
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:

@@ -11,7 +11,7 @@ from typing import Any
 from vlmopt import __version__
 from vlmopt.core.contract import Pass
 from vlmopt.core.errors import GateError, PassError, PassOptionError
-from vlmopt.core.facts import CANONICAL, CAPTURED, TASK_BOUND, Fact
+from vlmopt.core.facts import ADAPTERS_INSERTED, CANONICAL, CAPTURED, TASK_BOUND, Fact
 from vlmopt.core.guarding import DEFAULT_TIME_LIMIT_S
 from vlmopt.core.ledger import Ledger
 from vlmopt.core.machine import versions
@@ -150,7 +150,10 @@ def load_passes(recipe: Recipe, *, time_limit_s: float = DEFAULT_TIME_LIMIT_S) -
 
 def initial_facts(recipe: Recipe) -> frozenset[Fact]:
     """What holds before the first pass of a recipe."""
-    return frozenset({CAPTURED, CANONICAL} | ({TASK_BOUND} if recipe.task else set()))
+    known = {CAPTURED, CANONICAL}
+    return frozenset(
+        known | ({TASK_BOUND} if recipe.task else set()) | ({ADAPTERS_INSERTED} if recipe.adapters else set())
+    )
 
 
 def set_up(state: RunState) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import save
 
 from vlmopt.core.contract import Pass, Promise
 from vlmopt.core.errors import TuningError
+from vlmopt.core.facts import ADAPTERS_INSERTED
 from vlmopt.core.program import Program
 from vlmopt.core.workload import by_part
 from vlmopt.graph.adapters import adapter_parameters
@@ -59,10 +60,13 @@ def recovered(state: RunState, result: StepResult) -> Program:
 
 
 def trains_after(passes: Sequence[Pass], recovery: RecoverySettings) -> int | None:
-    """The number of the step behind which the recipe's training takes place: the last that changes the function."""
+    """The number of the step behind which the recipe's training takes place: the last that changes the function, but
+    for those that are about trained adapters.
+    """
     if not recovery.trains:
         return None
-    return max((number for number, pass_ in enumerate(passes, 1) if pass_.promise is Promise.LOSSY), default=None)
+    lossy = (pass_.promise is Promise.LOSSY and ADAPTERS_INSERTED not in pass_.requires for pass_ in passes)
+    return max((number for number, is_lossy in enumerate(lossy, 1) if is_lossy), default=None)
 
 
 def tuned(state: RunState, program: Program) -> Program:

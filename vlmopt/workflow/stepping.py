@@ -19,6 +19,7 @@ from vlmopt.workflow.attaching import AttachedAdapter, trained_adapter
 from vlmopt.workflow.choosing import choose_sites
 from vlmopt.workflow.recovering import lost_too_much, recovered, trains_after, tuned
 from vlmopt.workflow.run_state import RunState
+from vlmopt.workflow.statistics import collected
 
 _LEAST_HEADROOM = 0.5  # points; below it the choice is made as if nothing were trained
 
@@ -70,7 +71,7 @@ def _run_once(
             result = run_step(
                 program,
                 pass_,
-                Context(importance=state.importance, seed=state.recipe.seed),
+                Context(state.importance, collected(state, program, pass_), seed=state.recipe.seed),
                 step=number,
                 choose=partial(_chosen, state, left),
                 fuel=left,
