@@ -12,14 +12,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.capture.test_generative import captured_toy, prompts
 from tests.graph.test_joined import taught
-from vlmopt.core.contract import Context
+from vlmopt.core.contract import Context, StatRequest
 from vlmopt.core.errors import PassError, VlmoptError
 from vlmopt.core.program import Assembly, Program
 from vlmopt.graph.adapters import adapter_parameters
 from vlmopt.graph.assembled import DECODER, EMBEDDING, VISION, greedy
-from vlmopt.graph.cross_modal import CROSS_MODAL
+from vlmopt.graph.cross_modal import CROSS_MODAL, adapted_program, gated_value
 from vlmopt.graph.detaching import detach_adapters
 from vlmopt.graph.example import component_of, eyes_and_words, program_from, two_towers
+from vlmopt.graph.frozen_gate import freeze_gate
 from vlmopt.graph.joined import joined
 from vlmopt.graph.modules import get_at
 from vlmopt.graph.replay import run_outputs
@@ -241,3 +242,46 @@ def test_what_is_no_sum_cannot_be_detached() -> None:
     total.target = torch.ops.aten.mul.Tensor
     with pytest.raises(VlmoptError, match="is a value of an adapter alone"):
         detach_adapters(graph)
+
+
+def test_a_gate_that_hardly_varies_gives_way_and_the_rest_folds_into_the_projector() -> None:
+    before = adapted_program(eyes_and_words)
+    graph = before.components[VISION].graph
+    for name, factor in (("gate", 8.0), ("down", 40.0)):
+        leaf = get_at(graph, f"{CROSS_MODAL}.visual.{name}")
+        assert isinstance(leaf, nn.Linear)
+        leaf.weight.data *= factor
+    patches = 3.0 + 0.1 * torch.randn(64, 4, 6, generator=torch.Generator().manual_seed(0))
+    value = gated_value(graph, "visual")
+    assert value is not None
+    with torch.no_grad():
+        (rows,) = clone_program(eyes_and_words()).components[VISION].graph(patches)
+    request = StatRequest(VISION, value.name, "rows")
+    assert request in list(make_pass("replace-adapter-gate", {}).wants(before))
+    context = Context(statistics={request: rows.reshape(-1, 8)})
+    done = run_step(before, make_pass("replace-adapter-gate", {"tolerance": 0.05}), context, step=1)
+    (site,) = done.applied
+    assert done.predicted == done.counted
+    assert "frozen, its gate changes the adapted value by" in site.summary
+    folded = step(done.program, "fold-adapters")
+    assert [found.component for found in folded.applied] == [VISION]
+    assert program_text(folded.program)[VISION] == program_text(eyes_and_words())[VISION]
+    with torch.no_grad():
+        (x,), (wanted,), (frozen,), (found,) = (
+            p.components[VISION].graph(patches) for p in (eyes_and_words(), before, done.program, folded.program)
+        )
+    assert float((found - frozen).abs().max()) < 1e-5 * float(frozen.abs().max())
+    off, change = (float((a - b).norm() / wanted.norm()) for a, b in ((frozen, wanted), (x, wanted)))
+    assert off < 0.05
+    assert off < 0.5 * change  # better than to leave the adapter out
+    certified = freeze_gate(graph, "visual", rows.reshape(-1, 8))
+    assert off == pytest.approx(certified.deviation, rel=0.2)
+    strict = run_step(before, make_pass("replace-adapter-gate", {"tolerance": 0.0}), context, step=1)
+    assert strict.applied == ()
+    assert "which is above the tolerance of 0 %" in strict.refusals[0].reason
+
+
+@pytest.mark.parametrize("tolerance", [-0.1, 1.0])
+def test_a_tolerance_that_is_no_share_is_refused(tolerance: float) -> None:
+    with pytest.raises(PassError, match="expected a share of the adapted value"):
+        make_pass("replace-adapter-gate", {"tolerance": tolerance})

@@ -250,7 +250,7 @@ def test_one_artifact_holds_the_base_once_and_switches_at_load(
     answers = []
     for adapter in ("none", "a"):
         assert entry.run([*words, "--adapter", adapter]) == 0
-        answers.append(json.loads(capsys.readouterr().out)["results"][0]["text"])
+        answers.append(json.loads(capsys.readouterr().out)["results"][0]["answer"])
     assert answers[0] == load(bare, threads=1).generate(QUESTION, str(picture)).text
     with pytest.raises(ArtifactError, match="has no adapter c; expected a, b, none, or a file of one"):
         load(out, adapter="c")

@@ -182,4 +182,5 @@ def adapted_program(build: Callable[[], Program]) -> Program:
         place = cross_modal_place(program, modality)
         assert not isinstance(place, str)
         insert_cross_modal(program, modality, place, CrossModalForm(2, Init.PAPER))
+        program.components[component_of(program, modality)].graph.recompile()
     return program
