@@ -30,7 +30,7 @@ def test_passes_list_prints_name_promise_and_summary(capsys: pytest.CaptureFixtu
     assert entry.run(["passes", "list", "--pass-dir", str(folder_with(tmp_path))]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == sorted([*FIRST_PARTY, "drop-nothing"])
-    assert f"{'drop-nothing':25}  exact  Drops nothing at all." in lines
+    assert f"{'drop-nothing':26}  exact  Drops nothing at all." in lines
 
 
 def test_passes_list_as_json_is_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -217,6 +217,10 @@ def test_training_leaves_a_file_that_goes_on_the_model_again(tuned: Path, model:
     assert {name: (item.is_active, item.is_switchable) for name, item in manifest.adapters.items()} == {
         "colour": (True, True), "none": (False, True)
     }  # fmt: skip
+    through = json.loads((tuned / "report.json").read_text())["through"]
+    assert len(through["places"]) == 16
+    assert all(share > 0 for share in through["places"])
+    assert {"what", "colour", "is", "it", "?"} <= {word["text"] for word in through["words"]}
     file = tuned / "adapters/colour.safetensors"
     out = tmp_path / "out"
     recipe = recipe_of(tmp_path, model, None, passes=["canonicalize"], adapters=[f"mine={file}"])

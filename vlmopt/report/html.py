@@ -35,6 +35,7 @@ def render_html(report: Mapping[str, object]) -> str:
         metric_rows=sections.metric_rows(typed),
         cost_rows=sections.cost_rows(typed),
         latency_plots=charts.latency_plots(typed),
+        through_plots=charts.through_plots(typed),
         trial_plot=charts.trial_plot(typed),
         trial_front=charts.trial_front(typed),
         chosen_trial=charts.chosen_trial(typed),

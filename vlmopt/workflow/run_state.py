@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from vlmopt.core.facts import ADAPTERS_INSERTED
 from vlmopt.core.ledger import Ledger
@@ -33,7 +34,8 @@ class RunState:
     fitted to reproduce. `choice` is what the planner chose last, measured on `choice_items` items; None where the
     recipe names every site. `choice_max_drop` is what it was allowed to drop, in points, `headroom` included: what a
     cut may lose on top of the budget because training follows. `step` is the number of the pass that
-    runs. `tuned` is how that training went, and `trained` the adapter that it made, as a file holds it.
+    runs. `tuned` is how that training went, and `trained` the adapter that it made, as a file holds it;
+    `through` is what a cross-modal one lets through (`letting_through.py`).
     `profile_folder` is where the profile is kept for the next try, when this run measured it.
     """
 
@@ -52,6 +54,7 @@ class RunState:
     step: int = 0
     tuned: Tuned | None = None
     trained: AttachedAdapter | None = None
+    through: dict[str, Any] | None = None
     choice_max_drop: float | None = None
     profile_folder: Path | None = None
     gates: list[Gate] = field(default_factory=list)

@@ -17,6 +17,7 @@ from vlmopt.rewrite.pipeline import Observer, StepResult, run_step
 from vlmopt.verify.parity import check_step
 from vlmopt.workflow.attaching import AttachedAdapter, trained_adapter
 from vlmopt.workflow.choosing import choose_sites
+from vlmopt.workflow.letting_through import let_through
 from vlmopt.workflow.recovering import lost_too_much, recovered, trains_after, tuned
 from vlmopt.workflow.run_state import RunState
 from vlmopt.workflow.statistics import collected
@@ -84,7 +85,7 @@ def _run_once(
             program = recovered(state, result)
             if number == training and any(step.promise is Promise.LOSSY and step.applied for step in steps):
                 program = tuned(state, program)
-                state.trained = _trained(state, program, steps)
+                state.trained, state.through = _trained(state, program, steps), let_through(state, program)
             is_cut = any(step.promise is Promise.LOSSY and step.applied for step in steps)
             state.reference = program if not is_cut else reference_after(state, state.reference, pass_, result)
     state.optimized = program
