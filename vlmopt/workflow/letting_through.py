@@ -58,7 +58,8 @@ def _share(before: Tensor, after: Tensor) -> Tensor:
     """[B, N] of two values [B, N, D], in float64."""
     x = before.double().cpu()
     size, added = (torch.linalg.vector_norm(one, dim=-1) for one in (x, after.double().cpu() - x))
-    return added / size.clamp(min=1e-30)
+    share: Tensor = added / size.clamp(min=1e-30)
+    return share
 
 
 def _commonest(ids: Tensor, shares: Tensor, spelled: Callable[[list[int]], str]) -> list[dict[str, Any]]:
