@@ -12,8 +12,10 @@ from tests.report.sample import report
 from vlmopt.cli import entry
 
 FIRST_PARTY = [
-    "canonicalize", "fold-adapters", "fold-constants", "fold-fixed-inputs", "fold-routers", "fold-skip-adapter",
-    "insert-adaptation-adapter", "insert-low-rank-adapter", "insert-skip-adapter", "skip-branches", "skip-layers",
+    "canonicalize", "drop-traversal", "fold-adapters", "fold-constants", "fold-cross-modal-adapter",
+    "fold-fixed-inputs", "fold-routers", "fold-skip-adapter", "insert-adaptation-adapter",
+    "insert-cross-modal-adapter", "insert-low-rank-adapter", "insert-skip-adapter", "insert-traversal",
+    "replace-adapter-gate", "skip-branches", "skip-layers",
 ]  # fmt: skip
 
 
@@ -29,7 +31,7 @@ def test_passes_list_prints_name_promise_and_summary(capsys: pytest.CaptureFixtu
     assert entry.run(["passes", "list", "--pass-dir", str(folder_with(tmp_path))]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == sorted([*FIRST_PARTY, "drop-nothing"])
-    assert f"{'drop-nothing':25}  exact  Drops nothing at all." in lines
+    assert f"{'drop-nothing':26}  exact  Drops nothing at all." in lines
 
 
 def test_passes_list_as_json_is_json(capsys: pytest.CaptureFixture[str]) -> None:

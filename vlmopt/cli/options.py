@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from vlmopt.cli.settings import Settings
 from vlmopt.core.budgets import Quantity, parse_limit
 from vlmopt.core.errors import BudgetError
 from vlmopt.core.guarding import DEFAULT_TIME_LIMIT_S
+from vlmopt.core.program import AdapterSource
 
 F = TypeVar("F", bound=Callable[..., Any])
 DTYPES = ("float32", "float16", "bfloat16")
@@ -119,8 +120,15 @@ def allow_pickle() -> Callable[[F], F]:
 
 
 def adapters() -> Callable[[F], F]:
-    text = "Put a peft adapter (LoRA, DoRA and others) on the model, so much of it; may be repeated."
+    text = "Put an adapter on the model: peft's folder, so much of it, or a file of ours; may be repeated."
     return click.option("--adapter", "adapters", multiple=True, metavar="NAME=PATH[:WEIGHT]", help=text)
+
+
+def adapter_sources(texts: Sequence[str]) -> tuple[AdapterSource, ...]:
+    """What `--adapter` names."""
+    from vlmopt.recipe.schema import adapter_sources as parsed
+
+    return parsed(texts, place="--adapter")
 
 
 def pass_dir() -> Callable[[F], F]:

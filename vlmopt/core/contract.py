@@ -67,7 +67,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class StatRequest:
-    """Statistics of a node that a pass wants collected on task data before it plans."""
+    """Statistics of a node that a pass wants collected on task data before it plans; without a task there are none.
+
+    `rows` are values [n, D] of the node, drawn from all of the profile split, on the CPU.
+    """
 
     component: str
     node: str

@@ -76,6 +76,16 @@ class GenerationEntry(_Entry):
         return bool(self.start_tokens) and not self.reads_across
 
 
+class AdapterItem(_Entry):
+    """An adapter that was trained, and its file. Those that can be switched have their place in the graphs, and one of
+    them is there.
+    """
+
+    file: str
+    is_switchable: bool
+    is_active: bool
+
+
 class SourceEntry(_Entry):
     """The original model."""
 
@@ -133,6 +143,7 @@ class Manifest(_Entry):
     seed: int = 0
     files: dict[str, FileEntry]
     gates: tuple[GateEntry, ...] = ()
+    adapters: dict[str, AdapterItem] = {}
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 

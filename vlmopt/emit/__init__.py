@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,12 +45,17 @@ def emit_program(
     progress: Progress,
     opset: int = DEFAULT_OPSET,
     external_from_bytes: int = EXTERNAL_FROM_BYTES,
+    replaceable: Collection[str] = (),
 ) -> dict[str, dict[str, str]]:
     """Writes every component in every format at the top of `folder`; returns component -> format -> file.
 
     The ONNX graphs of a generative program go to `onnx/`, where transformers.js looks for them, and a weight that two
     of them read (a tied embedding) is written once. One that onnxruntime-genai runs has that runtime's graphs there as
     well, which no component names.
+
+    Args:
+        replaceable: weights, as `COMPONENT/PATH`, that a runtime may put others in the place of: in ONNX files they
+            keep path and layout, and lie outside of the graph file.
 
     Raises:
         EmitError: an unknown format, or a graph that one of them cannot hold.
@@ -59,7 +64,7 @@ def emit_program(
     unknown = [name for name in formats if name not in SUFFIXES]
     if unknown:
         raise EmitError("emit", f"unknown format {unknown[0]!r}", expected=f"one of {', '.join(SUFFIXES)}")
-    shared = SharedWeights(_shared_addresses(program))
+    shared = SharedWeights(_shared_addresses(program), replaceable=_addresses(program, replaceable))
     is_for_genai = "onnx" in formats and runs_in_genai(program)
     apart = (EMBEDDING, DECODER) if is_for_genai else ()  # their weights, for genai's graphs read the same files
     writers: dict[str, Callable[[Component, Mapping[str, Dim], Path], EmittedFile]] = {
@@ -93,6 +98,16 @@ def _shared_addresses(program: Program) -> frozenset[int]:
     for component in program.components.values():
         counts.update({weight.data_ptr() for weight in component.graph.parameters() if weight.numel()})
     return frozenset(address for address, n in counts.items() if n > 1)
+
+
+def _addresses(program: Program, wanted: Collection[str]) -> frozenset[int]:
+    """Where these weights lie."""
+    found = set[int]()
+    for name, component in program.components.items():
+        for path, weight in component.graph.named_parameters(remove_duplicate=False):
+            if f"{name}/{path}" in wanted:
+                found.add(weight.data_ptr())
+    return frozenset(found)
 
 
 def _on_cpu(component: Component) -> Component:

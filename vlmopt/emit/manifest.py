@@ -11,6 +11,7 @@ from vlmopt import __version__
 from vlmopt.core.machine import n_cores, operating_system, processor_name, versions
 from vlmopt.core.manifest import (
     MANIFEST,
+    AdapterItem,
     ComponentEntry,
     DimEntry,
     FileEntry,
@@ -38,6 +39,7 @@ def build_manifest(
     prompts: Sequence[str] = (),
     seed: int = 0,
     gates: Sequence[GateEntry] = (),
+    adapters: Mapping[str, AdapterItem] | None = None,
 ) -> Manifest:
     """The manifest of an artifact that lies complete in `folder`, but for the manifest itself.
 
@@ -65,6 +67,7 @@ def build_manifest(
         seed=seed,
         files=_files(folder, files),
         gates=tuple(gates),
+        adapters=dict(adapters or {}),
     )
 
 

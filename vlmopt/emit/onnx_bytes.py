@@ -8,7 +8,7 @@ GraphProto.initializer is field 5 and TensorProto.raw_data is field 9, all lengt
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -75,16 +75,17 @@ def write_with_data_file(
     data_path: Path,
     data_name: str,
     known: Places | None = None,
+    apart: Collection[int] = (),
 ) -> dict[int, Place]:
-    """The graph in `path`; tensors above a kilobyte in `data_path`, which the graph calls `data_name`, and not again if
-    they lie in another data file. Returns where those are that were written.
+    """The graph in `path`; tensors above a kilobyte, and those at the addresses `apart`, in `data_path`, which the
+    graph calls `data_name`, and not again if they lie in another data file. Returns where those are that were written.
     """
     written = dict[int, Place]()
     complete, values = _with_pointers(message, values, known or {})
     with data_path.open("wb") as stream:
         for value in values:
             tensor = _header(value)
-            if _raw_bytes(value) < _SMALL_BYTES:
+            if _raw_bytes(value) < _SMALL_BYTES and address(value) not in apart:
                 tensor.raw_data = _tensor(value).tobytes()
             else:
                 stream.write(b"\0" * (-stream.tell() % _ALIGNMENT_BYTES))

@@ -30,10 +30,24 @@ EXTERNAL_FROM_BYTES = 1_500_000_000  # a protobuf message ends at 2 GB
 
 @dataclass
 class SharedWeights:
-    """Weights that several graphs of one folder read, by address, and where those lie that were written."""
+    """Weights that several graphs of one folder read, by address, and where those lie that were written.
+
+    `replaceable` are those that must lie in a data file, however small, as ONNX Runtime puts others in their place only
+    where they do.
+    """
 
     addresses: frozenset[int] = frozenset()
     places: dict[int, onnx_bytes.Place] = field(default_factory=dict)
+    replaceable: frozenset[int] = frozenset()
+
+    @property
+    def kept(self) -> frozenset[int]:
+        """Those that stay as they are, in name and layout."""
+        return self.addresses | self.replaceable
+
+    def apart(self, weights: Sequence[ir.Value]) -> frozenset[int]:
+        """The replaceable ones among these."""
+        return self.replaceable & {where for value in weights if (where := onnx_bytes.address(value)) is not None}
 
     def is_first(self, weights: Sequence[ir.Value]) -> bool:
         """Whether one of these weights is shared and not yet written."""
@@ -62,7 +76,8 @@ def emit_onnx(
         raise EmitError("opset", str(opset), expected=f"{MINIMUM_OPSET} to {MAXIMUM_OPSET}")
     with _quiet():
         model = _translated(component, dims, opset)
-        tidy(model, component.inputs, component.outputs, () if shared is None else shared.addresses)
+        others = shared or SharedWeights()
+        tidy(model, component.inputs, component.outputs, others.kept, replaceable=others.replaceable)
         branch_choices(model)
     _require_dims(component.name, model.graph.inputs, component.inputs)
     model.ir_version = _ir_version(opset)
@@ -73,7 +88,7 @@ def emit_onnx(
     except onnx.checker.ValidationError as problem:
         raise EmitError(component.name, f"the ONNX checker refuses the graph ({problem})") from problem
     is_external = onnx_bytes.weight_bytes(weights) >= external_from_bytes
-    return _write(message, weights, path, is_external=is_external, shared=shared or SharedWeights())
+    return _write(message, weights, path, is_external=is_external, shared=others)
 
 
 def _ir_version(opset: int) -> int:
@@ -125,14 +140,15 @@ def _write(
     companions: tuple[Path, ...] = ()
     with ExitStack() as stack:
         temporary = stack.enter_context(appearing(path))
-        if is_external or shared.is_first(weights):
+        apart = shared.apart(weights)
+        if is_external or apart or shared.is_first(weights):
             data = path.with_name(path.name + "_data")
             companions = (data,)
             temporary_data = stack.enter_context(
                 appearing(data)
             )  # takes its name first: a graph without data is broken
             written = onnx_bytes.write_with_data_file(
-                message, weights, temporary, temporary_data, data.name, shared.places
+                message, weights, temporary, temporary_data, data.name, shared.places, apart
             )
             # only what the program holds: memory of this graph's own constants is soon another graph's
             shared.places |= {where: place for where, place in written.items() if where in shared.addresses}

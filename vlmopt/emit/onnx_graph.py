@@ -20,29 +20,42 @@ _FOLDED_BYTES = 1 << 20  # constants above a megabyte are not made at compile ti
 
 
 def tidy(
-    model: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec] = (), shared: Collection[int] = ()
+    model: ir.Model,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec] = (),
+    shared: Collection[int] = (),
+    *,
+    replaceable: Collection[int] = (),
 ) -> None:
     """Edits the model in place; it computes the same.
 
     Args:
         shared: addresses of weights that other graphs read as well, and that stay as they are.
+        replaceable: addresses of weights that others may take the place of: nothing is computed from their numbers.
     """
     name_dims(model, inputs, outputs)
     fold_weight_transposes(model, shared)
     freeze_reshapes(model)
     optimizer.fold_constants(
-        model, input_size_limit=_FOLDED_BYTES, output_size_limit=_FOLDED_BYTES, should_fold=_may_fold
+        model,
+        input_size_limit=_FOLDED_BYTES,
+        output_size_limit=_FOLDED_BYTES,
+        should_fold=lambda node: False if _reads(node, replaceable) else _may_fold(node),
     )
     for edit in (
         common.CommonSubexpressionEliminationPass(),
         common.IdentityEliminationPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.RemoveUnusedNodesPass(),
-        common.DeduplicateInitializersPass(),
+        *(() if replaceable else (common.DeduplicateInitializersPass(),)),  # equal numbers may not stay equal
         common.ClearMetadataAndDocStringPass(),
     ):
         edit(model)
     model.metadata_props.clear()
+
+
+def _reads(node: ir.Node, addresses: Collection[int]) -> bool:
+    return any(value is not None and value.is_initializer() and address(value) in addresses for value in node.inputs)
 
 
 def _may_fold(node: ir.Node) -> bool | None:

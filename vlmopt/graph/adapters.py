@@ -36,7 +36,7 @@ from vlmopt.graph.sizes import counting_sizes, shape_of
 
 aten = torch.ops.aten
 
-_PAPER_DEVIATION = 0.02
+PAPER_DEVIATION = 0.02
 _TEMPERATURE = 10.0  # of a routed adapter
 
 
@@ -146,11 +146,11 @@ def _insert_map(module: fx.GraphModule, value: fx.Node, form: AdapterForm, *, si
         norm = nn.LayerNorm(width, device="meta")
         operand = insert_leaf(module, f"{path}.norm", _filled(norm, torch.ones(width), torch.zeros(width), like), value)
     is_zero = form.init is Init.ZERO
-    down = _linear(width, rank, form, generator, like, 1.0 / math.sqrt(width) if is_zero else _PAPER_DEVIATION)
+    down = _linear(width, rank, form, generator, like, 1.0 / math.sqrt(width) if is_zero else PAPER_DEVIATION)
     if form.kind is AdapterKind.ROUTED:
         hidden = insert_leaf(module, f"{path}.down", down, operand)
         return _insert_routed(module, path, value, hidden, form, generator)
-    up = _linear(rank, width, form, generator, like, 0.0 if is_zero else _PAPER_DEVIATION)
+    up = _linear(rank, width, form, generator, like, 0.0 if is_zero else PAPER_DEVIATION)
     hidden = insert_leaf(module, f"{path}.down", down, operand)
     if form.kind is AdapterKind.BOTTLENECK:
         hidden = insert_call(module, aten.relu.default, (hidden,))
@@ -169,7 +169,7 @@ def _insert_routed(
     scores = insert_call(module, aten.mul.Tensor, (scores, 1.0 / _TEMPERATURE))
     weights = insert_call(module, aten.unsqueeze.default, (insert_call(module, aten.softmax.int, (scores, -1)), -2))
     shares = [insert_call(module, aten.slice.Tensor, (weights, -1, i, i + 1)) for i in range(2)]
-    deviation = 0.0 if form.init is Init.ZERO else _PAPER_DEVIATION
+    deviation = 0.0 if form.init is Init.ZERO else PAPER_DEVIATION
     parts = []
     for i in range(2):
         start = i * form.rank // 2

@@ -10,7 +10,7 @@ from vlmopt.core.program import Assembly, Component, Dim, ModelSource, Program, 
 from vlmopt.graph.branches import find_branches
 from vlmopt.graph.canonical import drop_dead_nodes
 from vlmopt.graph.head import find_head
-from vlmopt.graph.modules import output_values, placeholders
+from vlmopt.graph.modules import get_at, output_values, placeholders
 from vlmopt.graph.raising import raise_program
 from vlmopt.graph.regions import skip_branch
 
@@ -59,12 +59,52 @@ def without_branches(program: Program, *names: str) -> Program:
     return program
 
 
+def two_towers(*, text_width: int = 8) -> Program:
+    """A dual program whose projections read [B, 8], and [B, text_width] of texts."""
+    parts = {
+        name: component_of(ResidualBlocks(blocks=1, width=width), torch.ones(2, width), name=name)
+        for name, width in (("image_encoder", 8), ("text_encoder", text_width))
+    }
+    return program_from(parts, Assembly.DUAL)
+
+
+def eyes_and_words(*, is_tied: bool = False) -> Program:
+    """The parts of a model that writes text which lie in front of its decoder, and what reads the words again: patches
+    [B, 4, 6] to features [B, 4, 8], ids of sixteen words [B, 3] to embeddings [B, 3, 8], and those to logits.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        eyes, words, head = nn.Linear(6, 8), nn.Embedding(16, 8), nn.Linear(8, 16, bias=False)
+    parts = (
+        component_of(_Single(eyes), torch.ones(2, 4, 6), name="vision_encoder", output="image_features"),
+        component_of(_Single(words), torch.arange(6).reshape(2, 3), name="embed_tokens", output="inputs_embeds"),
+        component_of(_Single(head), torch.ones(2, 3, 8), name="decoder_model_merged", output="logits"),
+    )
+    if is_tied:
+        table, output = (get_at(parts[i].graph, "layer") for i in (1, 2))
+        assert isinstance(table, nn.Embedding)
+        assert isinstance(output, nn.Linear)
+        output.weight = table.weight
+    program = program_from({part.name: part for part in parts}, Assembly.GENERATIVE)
+    program.heads.clear()  # no task fits the words of a language
+    return program
+
+
 def _shape(value: Tensor) -> tuple[int | str, ...]:
     return tuple(dim if isinstance(dim, int) else "batch" for dim in value.shape)
 
 
 def _dtype(value: Tensor) -> str:
     return str(value.dtype).removeprefix("torch.")
+
+
+class _Single(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)  # type: ignore[no-any-return]
 
 
 class ResidualBlocks(nn.Module):

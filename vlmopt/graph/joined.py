@@ -49,6 +49,7 @@ class Joined:
     program: Program
     owners: Mapping[str, str]
     paths: Mapping[tuple[str, str], str] = field(default_factory=dict)  # component and path in it -> path in `model`
+    nodes: Mapping[tuple[str, str], str] = field(default_factory=dict)  # component and node in it -> node in `model`
 
     def own_site(self, site: str) -> str:
         """`component/name` as the program that was joined calls it."""
@@ -143,7 +144,8 @@ def _join(program: Program) -> Joined:
             if branch.name not in branches or branch.name in owners:
                 raise AssertionError(f"{name}/{branch.name} has no counterpart of its own in the joined graph")
             owners[branch.name] = owners[branch.layer_name] = name
-    return Joined(program.with_components({MODEL: component}), owners, joining.paths)
+    names = {place: node.name for place, node in joining.nodes.items()}
+    return Joined(program.with_components({MODEL: component}), owners, joining.paths, names)
 
 
 class _Joining:
@@ -155,6 +157,7 @@ class _Joining:
         self._root = torch.nn.Module()
         self._graph = fx.Graph()
         self.paths: dict[tuple[str, str], str] = {}
+        self.nodes: dict[tuple[str, str], fx.Node] = {}
 
     def component(self) -> Component:
         tokens: tuple[int | str, ...] = ("batch", "sequence")
@@ -231,7 +234,7 @@ class _Joining:
         for node in source.graph.nodes:
             if node.op in ("placeholder", "output"):
                 continue
-            mapping[node] = self._graph.node_copy(node, lambda n: mapping[n])
+            mapping[node] = self.nodes[name, node.name] = self._graph.node_copy(node, lambda n: mapping[n])
             if node.op in ("call_module", "get_attr"):
                 path = str(node.target)
                 mapping[node].target = self.paths[name, path] = self._placed(get_at(source, path), path)

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from vlmopt.core.adapter_file import is_adapter_file
 from vlmopt.core.budgets import RESOURCES
 from vlmopt.core.errors import RecipeError
 from vlmopt.recipe.schema import (
@@ -17,6 +18,7 @@ from vlmopt.recipe.schema import (
     DEFAULT_PASSES,
     EXACT_PASSES,
     FOLD_ADAPTERS,
+    FOLD_CROSS_MODAL,
     VERSION,
     Recipe,
     known_keys,
@@ -61,7 +63,7 @@ def default_recipe(model: str, task: str | None = None, changes: Mapping[str, ob
     passes = given.pop("passes", None)
     content = _changed(_resolve(given, Path.cwd()), changes or {})
     if passes is not None:
-        content.setdefault("passes", _folding(passes) if content.get("adapters") else passes)
+        content.setdefault("passes", _folding(passes, content.get("adapters")))
     return _build(_with_folding(content), place="recipe")
 
 
@@ -125,13 +127,20 @@ def _changed(content: Mapping[str, Any], changes: Mapping[str, object]) -> dict[
 def _with_folding(content: dict[str, Any]) -> dict[str, Any]:
     """A recipe with adapters that names no passes folds them before anything else is done."""
     if content.get("adapters") and "passes" not in content:
-        content["passes"] = _folding(DEFAULT_PASSES)
+        content["passes"] = _folding(DEFAULT_PASSES, content["adapters"])
     return content
 
 
-def _folding(passes: Sequence[str]) -> list[str]:
+def _folding(passes: Sequence[str], adapters: object) -> list[str]:
+    """The passes, with those that fold adapters behind the first; of several files each is to be had later on, so they
+    stay apart.
+    """
+    entries = adapters if isinstance(adapters, (list, tuple)) else ()
+    files = [one for one in entries if isinstance(one, Mapping) and is_adapter_file(str(one.get("path")))]
     first, *others = passes
-    return [first, FOLD_ADAPTERS, *others]
+    if not entries or len(files) > 1:
+        return list(passes)
+    return [first, FOLD_ADAPTERS, *([FOLD_CROSS_MODAL] if files else []), *others]
 
 
 def _nested(changes: Mapping[str, object]) -> dict[str, Any]:

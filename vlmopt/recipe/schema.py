@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_serializer,
@@ -17,13 +18,15 @@ from pydantic import (
 
 from vlmopt.core.budgets import Budgets as Limits
 from vlmopt.core.budgets import Limit, Quantity, parse_budgets, parse_limit
-from vlmopt.core.errors import BudgetError
+from vlmopt.core.errors import BudgetError, RecipeError
 from vlmopt.core.estimators import DEFAULT_SAMPLE, DEFAULT_UPDATES, Arms, EstimatorName
 from vlmopt.core.program import AdapterSource
 
 VERSION = 1
 DEFAULT_MAX_DROP = 1.0  # points
+ADAPTER_NAME = "[A-Za-z][A-Za-z0-9_-]*"
 FOLD_ADAPTERS = "fold-adapters"  # runs behind the first pass where the model is opened with adapters
+FOLD_CROSS_MODAL = "fold-cross-modal-adapter"  # ... with one adapter that came as a file
 EXACT_PASSES = ("canonicalize", "fold-constants")
 DEFAULT_PASSES = ("canonicalize", "skip-branches", "fold-fixed-inputs", "fold-constants")
 
@@ -171,7 +174,7 @@ class RecoverySettings(_Section):
 class AdapterEntry(_Section):
     """An adapter that the model is opened with; written as `NAME=PATH`, `NAME=PATH:WEIGHT`, or as a mapping."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+    name: Annotated[str, Field(pattern=f"^{ADAPTER_NAME}$")]
     path: Annotated[str, Field(min_length=1)]
     weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
 
@@ -183,6 +186,25 @@ class AdapterEntry(_Section):
     @property
     def source(self) -> AdapterSource:
         return AdapterSource(self.name, self.path, self.weight)
+
+
+def adapter_sources(texts: Sequence[str], *, place: str) -> tuple[AdapterSource, ...]:
+    """Adapters as they are typed, `NAME=PATH[:WEIGHT]`.
+
+    Raises:
+        RecipeError: one is no such text, or two have one name.
+    """
+    found: dict[str, AdapterSource] = {}
+    for text in texts:
+        try:
+            source = AdapterEntry.model_validate(text).source
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise RecipeError(place, f"{text!r} {reason}", expected="NAME=PATH or NAME=PATH:WEIGHT") from error
+        if source.name in found:
+            raise RecipeError(place, f"two adapters have the name {source.name!r}", expected="a name for each")
+        found[source.name] = source
+    return tuple(found.values())
 
 
 def parse_adapter(text: str) -> dict[str, object]:

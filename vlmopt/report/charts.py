@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from markupsafe import Markup
 
 from vlmopt.report import naming, plots
@@ -60,6 +62,27 @@ def traversal_plot(report: Report) -> Markup | None:
         rows.append(plots.Whisker(f"{one.component}/{one.layer}{again}", one.mean, *bounds, text, kind))
     title = "gate of every traversed layer: mean and standard deviation over the tokens of the task"
     return plots.whisker_plot(rows, title=title, unit="", lines=[plots.Line(0.0, "closed")])
+
+
+def through_plots(report: Report) -> list[tuple[str, Markup]]:
+    """What a cross-modal adapter adds to places of an image, in rows as they lie there, and to words."""
+    found = report.through
+    if found is None:
+        return []
+    shown = []
+    if found.places:
+        side = math.isqrt(len(found.places))
+        columns = side if side * side == len(found.places) else min(len(found.places), 16)
+        text = f"from {100 * min(found.places):.3g} to {100 * max(found.places):.3g} % of an image's feature"
+        shown.append((text, plots.tile_plot(found.places, n_columns=columns, title=f"what is added, {text}")))
+    rows = [
+        plots.Whisker(word.text, share := 100 * word.share, share, share, f"{share:.3g} %, {word.n} times", "after")
+        for word in found.words
+    ]
+    if rows:
+        text = "of the commonest words"
+        shown.append((text, plots.whisker_plot(rows, title=f"what is added, in percent {text}", unit=" %")))
+    return shown
 
 
 def trial_plot(report: Report) -> Markup | None:

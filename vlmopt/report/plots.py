@@ -17,6 +17,10 @@ _TICK = Markup('<line x1="{x}%" x2="{x}%" y1="{top}" y2="{bottom}" class="grid"/
 _TEXT = Markup('<text x="{x}%" y="{y}" text-anchor="{anchor}" class="{kind}">{text}</text>')
 _RULE = Markup('<line x1="{left}%" x2="{right}%" y1="{y}" y2="{y}" class="{kind}"/>')
 _JOINT = Markup('<line x1="{x1}%" y1="{y1}" x2="{x2}%" y2="{y2}" class="front"/>')
+_TILE = Markup(
+    '<rect x="{x}%" y="{y}" width="{width}%" height="{height}" class="after" fill-opacity="{shade}">'
+    "<title>{title}</title></rect>"
+)
 _DOT = Markup('<circle cx="{x}%" cy="{y}" r="{r}" class="{kind}"><title>{title}</title></circle>')
 
 
@@ -119,6 +123,23 @@ def whisker_plot(rows: Sequence[Whisker], *, title: str, unit: str, lines: Seque
         spoken = f"{row.label}: {row.text}"
         parts.append(_DOT.format(x=scale.place(row.value), y=y, r=6, kind=f"dot {row.kind}", title=spoken))
     return _svg(parts, height=bottom + 24, title=title)
+
+
+def tile_plot(values: Sequence[float], *, n_columns: int, title: str) -> Markup:
+    """Shares as tiles in rows, the largest darkest; each says its number."""
+    height, width, most = 22, 100.0 / n_columns, max(values, default=0.0) or 1.0
+    parts = [
+        _TILE.format(
+            x=round(i % n_columns * width, 3),
+            y=i // n_columns * height,
+            width=round(width, 3),
+            height=height,
+            shade=round(max(value, 0.0) / most, 3),
+            title=f"{i + 1}: {100 * value:.3g} %",
+        )
+        for i, value in enumerate(values)
+    ]
+    return _svg(parts, height=height * math.ceil(len(values) / n_columns), title=title)
 
 
 def latency_plot(rows: Sequence[Distribution], *, title: str) -> Markup:

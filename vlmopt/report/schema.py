@@ -253,6 +253,23 @@ class TraversalSection(_Section):
     is_kept: bool  # in the artifact
 
 
+class WordSection(_Section):
+    """A word of the task: how often it occurred, and what the adapter adds to it as a share of its size."""
+
+    text: str
+    n: int
+    share: float
+
+
+class ThroughSection(_Section):
+    """What a cross-modal adapter adds to each token, as a share of it: the mean at every place of an image, in order,
+    and the commonest words.
+    """
+
+    places: tuple[float, ...]
+    words: tuple[WordSection, ...]
+
+
 class MachineSection(_Section):
     """Where latency was measured and the run took place."""
 
@@ -293,6 +310,7 @@ class Report(_Section):
     plan: PlanSection | None = None
     recovery: RecoverySection | None = None
     traversals: tuple[TraversalSection, ...] = ()
+    through: ThroughSection | None = None
     machine: MachineSection | None = None
     recipe: str = ""  # the resolved recipe, as YAML
     reproduce: str = ""

@@ -75,6 +75,7 @@ def run_step(
     *,
     step: int,
     choose: Choose | None = None,
+    only: frozenset[str] | None = None,
     fuel: int | None = None,
     observers: Sequence[Observer] = (),
     time_limit_s: float = DEFAULT_TIME_LIMIT_S,
@@ -83,6 +84,7 @@ def run_step(
 
     Args:
         choose: picks among the candidates of a LOSSY pass whose options name no sites; without it all are applied.
+        only: names of the sites to apply, where an earlier run has chosen; by default all.
         fuel: largest number of sites to apply.
         time_limit_s: for each call of the pass: its plan, and every site.
 
@@ -96,7 +98,7 @@ def run_step(
     plan = _plan(program, calls, before)
     for observer in observers:
         observer.planned(step, pass_, program, plan)
-    chosen = list(plan.sites)
+    chosen = [site for site in plan.sites if only is None or site.name in only]
     if not plan.is_chosen and choose is not None:
         chosen = list(choose(program, plan))
     clone = clone_program(program)

@@ -17,6 +17,7 @@ from vlmopt.core.errors import ArtifactError
 from vlmopt.core.labels import label_blocks
 from vlmopt.core.manifest import MULTI_TASK, Manifest, read_manifest, size_problems
 from vlmopt.preprocess import Preprocessor
+from vlmopt.runtime.adapters import Weights, adapter_weights
 from vlmopt.runtime.answering import Answer, Answering, Picture, Request, answered
 from vlmopt.runtime.sampling import Sampling
 from vlmopt.runtime.session import Session, open_session
@@ -27,22 +28,33 @@ IMAGE_INPUTS = frozenset({"pixel_values", "pixel_mask", "pixel_attention_mask", 
 BATCH = 32
 
 
-def load(path: str | Path, *, threads: int | None = None, providers: Sequence[str] | None = None) -> Model:
+def load(
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    providers: Sequence[str] | None = None,
+    adapter: str | Path | None = None,
+) -> Model:
     """The artifact in a directory, ready to be called; its graphs are opened on first use.
 
     Args:
+        adapter: which of its adapters to use, by name, or the file of another one; `none` for the model without any. By
+            default the one that its graphs hold.
         threads: threads of ONNX Runtime; by default it takes one for each core.
         providers: execution providers of ONNX Runtime, by their own names; by default the CPU.
 
     Raises:
-        ArtifactError: the directory is no artifact, or a file in it is missing or has another size.
+        ArtifactError: the directory is no artifact, a file in it is missing or has another size, or it cannot take the
+            adapter.
+        ModelError: the adapter's file is corrupt.
     """
     folder = Path(path)
     manifest = read_manifest(folder)
     problems = size_problems(folder, manifest.files)
     if problems:
         raise ArtifactError(f"{folder}/{problems[0]}", "the artifact is damaged", remedy="emit or copy it again")
-    return Model(folder, manifest, threads, None if providers is None else tuple(providers))
+    weights = {} if adapter is None else adapter_weights(folder, manifest, adapter)
+    return Model(folder, manifest, threads, None if providers is None else tuple(providers), weights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +65,7 @@ class Model:
     manifest: Manifest
     threads: int | None = None
     providers: tuple[str, ...] | None = None
+    weights: Weights = field(default_factory=dict, repr=False)  # of another adapter than the one in the graphs
     _sessions: dict[str, Session] = field(default_factory=dict, repr=False)
 
     def __call__(
@@ -193,7 +206,12 @@ class Model:
         if "onnx" not in entry.files:
             formats = ", ".join(entry.files)
             raise ArtifactError(str(self.folder), f"holds {name} as {formats} only", remedy="emit it with --emit onnx")
-        opened = open_session(self.folder / entry.files["onnx"], threads=self.threads, providers=self.providers)
+        opened = open_session(
+            self.folder / entry.files["onnx"],
+            threads=self.threads,
+            providers=self.providers,
+            weights=self.weights.get(name),
+        )
         return self._sessions.setdefault(name, Session(name, entry, self.manifest.dims, opened))
 
     def _component(self, *, has_images: bool, has_texts: bool) -> str:

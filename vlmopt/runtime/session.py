@@ -80,8 +80,17 @@ class Session:
                     )
 
 
-def open_session(path: Path, *, threads: int | None = None, providers: Sequence[str] | None = None) -> InferenceSession:
+def open_session(
+    path: Path,
+    *,
+    threads: int | None = None,
+    providers: Sequence[str] | None = None,
+    weights: Mapping[str, NDArray[Any]] | None = None,
+) -> InferenceSession:
     """ONNX Runtime on one file.
+
+    Args:
+        weights: what takes the place of weights of these names, which lie in the file's data file.
 
     Raises:
         ArtifactError: the file is missing, is damaged, or holds what this ONNX Runtime cannot run.
@@ -99,6 +108,9 @@ def open_session(path: Path, *, threads: int | None = None, providers: Sequence[
     if unknown:
         available = ", ".join(onnxruntime.get_available_providers())
         raise ArtifactError("providers", f"{', '.join(unknown)} is not available", expected=f"one of {available}")
+    if weights:
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(one)) for one in weights.values()]
+        options.add_external_initializers(list(weights), values)
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=chosen)
     except Exception as problem:  # ONNX Runtime's own exceptions share no public base class

@@ -80,12 +80,21 @@ Runner = Callable[[Feed], tuple[Tensor, ...]]  # a batch in, all outputs out
 Recorded = tuple[Feed, Sequence[Tensor]]  # a batch, and all outputs wanted
 
 
-def open_onnx(path: Path) -> Runner:
-    """An ONNX file in ONNX Runtime; inputs go by their names, with dots in them or without."""
+def open_onnx(path: Path, weights: Mapping[str, Tensor] | None = None) -> Runner:
+    """An ONNX file in ONNX Runtime; inputs go by their names, with dots in them or without.
+
+    Args:
+        weights: what takes the place of weights of these names, which lie in the file's data file.
+    """
     import onnxruntime
 
+    options = onnxruntime.SessionOptions()
+    if weights:
+        arrays = [np.ascontiguousarray(weight.detach().cpu().numpy()) for weight in weights.values()]
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays]
+        options.add_external_initializers(list(weights), values)
     try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ArtifactError(str(path), f"ONNX Runtime cannot load it ({str(error).splitlines()[0][:200]})") from error
     names = {value.name.replace(".", "_"): value.name for value in session.get_inputs()}
@@ -135,9 +144,17 @@ def _every(value: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
 OPENERS: dict[str, Callable[[Path], Runner]] = {"onnx": open_onnx, "torchscript": open_torchscript, "pt2": open_pt2}
 
 
-def check_file(name: str, path: Path, kind: str, cases: Sequence[Recorded], *, dtype: str) -> Gate:
-    """Whether a graph file computes what was recorded for every case."""
-    run = OPENERS[kind](path)
+def check_file(
+    name: str,
+    path: Path,
+    kind: str,
+    cases: Sequence[Recorded],
+    *,
+    dtype: str,
+    weights: Mapping[str, Tensor] | None = None,
+) -> Gate:
+    """Whether a graph file computes what was recorded for every case; an ONNX file with these weights in it."""
+    run = open_onnx(path, weights) if weights else OPENERS[kind](path)
     worst = max(_worst(run(feed), wanted) for feed, wanted in cases)
     return Gate(name, worst <= ARTIFACT[dtype], worst, ARTIFACT[dtype])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vlmopt.core.errors import TaskError
+from vlmopt.core.errors import ArtifactError, TaskError
 from vlmopt.core.manifest import MANIFEST, ComponentEntry, Manifest, read_manifest
-from vlmopt.core.program import Assembly, Component, Dim, Generation, ModelSource, Program, Similarity, TensorSpec
+from vlmopt.core.program import (
+    AdapterSource,
+    Assembly,
+    Component,
+    Dim,
+    Generation,
+    ModelSource,
+    Program,
+    Similarity,
+    TensorSpec,
+)
 from vlmopt.core.progress import Progress, Silent
 from vlmopt.preprocess import Preprocessor
 from vlmopt.rundir import REPORT_JSON
@@ -33,16 +44,23 @@ def evaluate(
     device: str = "cpu",
     dtype: str = "float32",
     allow_pickle: bool = False,
+    adapters: Sequence[AdapterSource] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """The metric of an artifact directory or of a model on the test split.
+    """The metric of an artifact directory or of a model, with these adapters on it, on the test split.
 
     A task that brings its own head has it fitted on the profile split first (at most `num_samples` of it).
+
+    Raises:
+        ArtifactError: an artifact was to be given adapters, which are put on models.
     """
     show = progress or Silent()
     if (Path(target) / MANIFEST).is_file():
+        if adapters:
+            found, remedy = "is an artifact, whose graphs are made", "`vlmopt run --adapter` uses another of its own"
+            raise ArtifactError(target, found, expected="a model folder or hub id to put adapters on", remedy=remedy)
         return evaluate_artifact(Path(target), task, progress=show)
-    opened = open_model(target, device=device, dtype=dtype, allow_pickle=allow_pickle, progress=show)
+    opened = open_model(target, device=device, dtype=dtype, allow_pickle=allow_pickle, adapters=adapters, progress=show)
     bound = open_task(opened, task, seed=seed, progress=show)
     fit = bound.source.workload(bound.program, "profile", limit=num_samples)
     program = with_fitted_head(bound.program, fit, seed=seed, progress=show)

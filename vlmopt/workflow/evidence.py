@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vlmopt.core.errors import TaskError
+from vlmopt.core.manifest import AdapterItem
 from vlmopt.core.workload import Outputs, by_part
 from vlmopt.emit.manifest import component_entry, dim_entry, generation_entry
 from vlmopt.tasks.answers import Answer, Query, Slice
@@ -45,6 +46,7 @@ class Evidence:
     )  # of one call of every component, original and optimized
     size_bytes: dict[str, int] = field(default_factory=dict)
     n_test: int = 0
+    adapters: dict[str, AdapterItem] = field(default_factory=dict)
 
 
 def final_evaluation(state: RunState, files: Files) -> tuple[dict[str, Any], list[PartDrop]]:

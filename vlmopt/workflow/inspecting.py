@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from vlmopt.capture import capture
 from vlmopt.capture.loading import resolve_folder
 from vlmopt.core.errors import VlmoptError
-from vlmopt.core.program import Component, Program
+from vlmopt.core.program import AdapterSource, Component, Program
 from vlmopt.core.progress import Progress, Silent
 from vlmopt.graph.branches import find_branches
 from vlmopt.graph.costing import component_cost, nodes_cost, peak_activation_bytes
@@ -24,20 +25,24 @@ def inspect_model(
     dtype: str = "float32",
     allow_pickle: bool = False,
     with_weights: bool = True,
+    adapters: Sequence[AdapterSource] = (),
     picture: Picture | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Components, branches and their cost, as plain data; with `picture`, drawn into a file too.
 
-    Without weights only config.json is read. With a task the program is the one bound to it.
+    Without weights only config.json is read. With a task the program is the one bound to it. Adapters are put on the
+    model first, which then is read with its weights.
     """
     show = progress or Silent()
     if picture is not None:
         check_picture(picture)
     check_device(device)
-    if task is not None:
-        opened = open_model(model, device=device, dtype=dtype, allow_pickle=allow_pickle, progress=show)
-        program = open_task(opened, task, seed=0, progress=show).program
+    if task is not None or adapters:
+        opened = open_model(
+            model, device=device, dtype=dtype, allow_pickle=allow_pickle, adapters=adapters, progress=show
+        )
+        program = opened.program if task is None else open_task(opened, task, seed=0, progress=show).program
     else:
         with show.stage("capture"):
             program = capture(
@@ -52,7 +57,7 @@ def inspect_model(
     if picture is not None:
         rows = {name: part["branches"] for name, part in found["components"].items()}
         with show.stage("drawing"):
-            write_picture(program, rows, picture, has_weights=with_weights or task is not None)
+            write_picture(program, rows, picture, has_weights=with_weights or task is not None or bool(adapters))
     return found
 
 

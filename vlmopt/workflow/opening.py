@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlmopt.capture import capture
 from vlmopt.capture.loading import resolve_folder
+from vlmopt.core.adapter_file import is_adapter_file
 from vlmopt.core.errors import VlmoptError
 from vlmopt.core.program import AdapterSource, Program
 from vlmopt.core.progress import Progress
@@ -22,15 +23,20 @@ from vlmopt.recipe.schema import Recipe
 from vlmopt.tasks.binding import TaskSource, bind
 from vlmopt.tasks.dataset import Task, load_task
 from vlmopt.tuning.closed_form import has_unfitted_head, recover_heads
+from vlmopt.workflow.attaching import AttachedAdapter, attach
 
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A captured model with its processor and the folder it came from."""
+    """A captured model with its processor and the folder it came from.
+
+    `adapters` are those that came as files: the first is on the program, the others fit its place.
+    """
 
     program: Program
     preprocessor: Preprocessor
     folder: Path
+    adapters: tuple[AttachedAdapter, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ def open_recipe(recipe: Recipe, *, progress: Progress) -> OpenedModel:
         dtype=recipe.dtype,
         allow_pickle=recipe.allow_pickle,
         adapters=adapters,
+        pass_dirs=recipe.pass_dirs,
         progress=progress,
     )
 
@@ -63,8 +70,13 @@ def open_model(
     allow_pickle: bool,
     progress: Progress,
     adapters: Sequence[AdapterSource] = (),
+    pass_dirs: Sequence[str] = (),
 ) -> OpenedModel:
     """The model, captured at the image size that its processor makes.
+
+    Args:
+        adapters: peft's folders, and files of ours; of several files the first is on the program.
+        pass_dirs: folders of passes, where one of them made the place of an adapter.
 
     Raises:
         ModelError, CaptureError: the model cannot be used.
@@ -80,9 +92,10 @@ def open_model(
             device=device,
             dtype=dtype,
             allow_pickle=allow_pickle,
-            adapters=adapters,
+            adapters=[one for one in adapters if not is_adapter_file(one.path)],
         )
-    return OpenedModel(program, preprocessor, folder)
+        program, attached = attach(program, [one for one in adapters if is_adapter_file(one.path)], pass_dirs)
+    return OpenedModel(program, preprocessor, folder, attached)
 
 
 def check_device(device: str) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from vlmopt import __version__
 from vlmopt.core.errors import TaskError
 from vlmopt.core.estimators import DEFAULT_SAMPLE, DEFAULT_UPDATES
 from vlmopt.core.machine import versions
-from vlmopt.core.program import Program
+from vlmopt.core.program import AdapterSource, Program
 from vlmopt.core.progress import Progress, Silent
 from vlmopt.graph.branches import find_branches
 from vlmopt.graph.costing import component_cost, nodes_cost
@@ -80,12 +80,14 @@ def profile_model(
     dtype: str = "float32",
     allow_pickle: bool = False,
     latency: bool = False,
+    adapters: Sequence[AdapterSource] = (),
     force: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Profiles a model on the task's profile split and writes the file; a killed run continues where it stopped.
 
     Args:
+        adapters: put on the model first.
         latency: measure what every branch costs in ONNX Runtime, too.
     """
     show = progress or Silent()
@@ -100,9 +102,12 @@ def profile_model(
         sample_size=sample_size,
         with_stability=stability,
     )
-    key = digest([str(Path(model).resolve()), str(Path(task).resolve()), *settings, __version__])
+    on_it = [[one.name, str(Path(one.path).resolve()), one.weight] for one in adapters]
+    key = digest([str(Path(model).resolve()), str(Path(task).resolve()), on_it, *settings, __version__])
     with RunFile(output, key=key, force=force) as run:
-        opened = open_model(model, device=device, dtype=dtype, allow_pickle=allow_pickle, progress=show)
+        opened = open_model(
+            model, device=device, dtype=dtype, allow_pickle=allow_pickle, adapters=adapters, progress=show
+        )
         bound = open_task(opened, task, seed=seed, progress=show)
         workload = bound.source.workload(bound.program, "profile", limit=num_samples)
         program = with_fitted_head(bound.program, workload, seed=seed, progress=show)

@@ -38,6 +38,7 @@ from vlmopt.workflow.evidence import Evidence, drop_gates, final_evaluation
 from vlmopt.workflow.reporting import report_of
 from vlmopt.workflow.run_state import RunState
 from vlmopt.workflow.samples import sample_shapes
+from vlmopt.workflow.switching import Switchable, adapters_of, check_switched, write_adapters
 from vlmopt.workflow.timing import Files, graphs_bytes, time_components
 
 CASES = ".work/40-verify/cases.safetensors"
@@ -51,11 +52,20 @@ def emit_and_verify(state: RunState, steps: list[StepResult]) -> Evidence:
     with state.stage("emit"):
         _clear(run.partial)
         state.optimized = with_numbered_cache(state.optimized)
-        files = emit_program(state.optimized, recipe.emit, run.partial, opset=recipe.opset, progress=state.progress)
+        held = adapters_of(state)
+        files = emit_program(
+            state.optimized,
+            recipe.emit,
+            run.partial,
+            opset=recipe.opset,
+            progress=state.progress,
+            replaceable=held.places,
+        )
+        write_adapters(state, held)
         copy_processor(state.opened.preprocessor.files, state.optimized, run.partial)
-    evidence = Evidence(files, list(state.gates))
+    evidence = Evidence(files, list(state.gates), adapters=held.items())
     with state.stage("verify"):
-        evidence.gates += _check_files(state, files)
+        evidence.gates += _check_files(state, files, held)
     if state.bound is not None:
         with state.stage("evaluate"):
             evidence.metric, parts = final_evaluation(state, files)
@@ -97,7 +107,7 @@ def keep_measurements(run: RunDirectory) -> None:
             shutil.rmtree(folder)
 
 
-def _check_files(state: RunState, files: Files) -> list[Gate]:
+def _check_files(state: RunState, files: Files, held: Switchable) -> list[Gate]:
     """Every file at two shapes against the program; the cases are kept, so `vlmopt verify` can repeat this later."""
     gates: list[Gate] = []
     recorded: dict[str, Tensor] = {}
@@ -117,6 +127,7 @@ def _check_files(state: RunState, files: Files) -> list[Gate]:
     program = state.optimized
     claim = "equals the program"
     gates += check_genai_graphs(program.generation, program.components, every, state.run.partial, claim=claim)
+    gates += check_switched(state, held, files, every)
     atomic_write(state.run.path(CASES), save({key: value.clone() for key, value in recorded.items()}))
     return gates
 
@@ -156,4 +167,5 @@ def _manifest(state: RunState, evidence: Evidence) -> Manifest:
         prompts=() if task is None or task.specification.kind is not TaskKind.ZERO_SHOT else prompts(task),
         seed=state.recipe.seed,
         gates=[GateEntry(name=g.name, passed=g.passed, found=g.found, allowed=g.allowed) for g in evidence.gates],
+        adapters=evidence.adapters,
     )

@@ -63,12 +63,14 @@ def recovered(state: RunState, result: StepResult) -> Program:
 
 def trains_after(passes: Sequence[Pass], recovery: RecoverySettings) -> int | None:
     """The number of the step behind which the recipe's training takes place: the last that changes the function, in
-    front of those that take out what was inserted to be trained."""
+    front of those that take out or replace what was inserted to be trained."""
     if not recovery.trains:
         return None
     lossy = [number for number, pass_ in enumerate(passes, 1) if pass_.promise is Promise.LOSSY]
-    takes = [number for number in lossy if ADAPTERS_INSERTED in passes[number - 1].requires]
-    return max((number for number in lossy if not takes or number < takes[0]), default=None)
+    taking = [number for number in lossy if ADAPTERS_INSERTED in passes[number - 1].requires]
+    changing = [number for number in lossy if number not in taking]
+    in_front = [number for number in changing if not taking or number < taking[0]]
+    return max(in_front or changing, default=None)
 
 
 def tuned(state: RunState, program: Program) -> Program:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlmopt.core.facts import ADAPTERS_INSERTED
 from vlmopt.core.ledger import Ledger
@@ -21,6 +21,7 @@ from vlmopt.rundir import RunDirectory
 from vlmopt.tasks.binding import TaskWorkload
 from vlmopt.tuning.gradient import Tuned
 from vlmopt.verify.parity import Gate
+from vlmopt.workflow.attaching import AttachedAdapter
 from vlmopt.workflow.opening import LazyOutputs, OpenedModel, OpenedTask
 from vlmopt.workflow.samples import sample_feeds
 
@@ -36,7 +37,8 @@ class RunState:
     fitted to reproduce. `choice` is what the planner chose last, measured on `choice_items` items; None where the
     recipe names every site. `choice_max_drop` is what it was allowed to drop, in points, `headroom` included: what a
     cut may lose on top of the budget because training follows. `step` is the number of the pass that
-    runs. `tuned` is how that training went.
+    runs. `tuned` is how that training went, and `trained` the adapter that it made, as a file holds it;
+    `through` is what a cross-modal one lets through (`letting_through.py`).
     `traversal_gates` is what the gates of traversed layers let through, by component, layer and pass.
     `profile_folder` is where the profile is kept for the next try, when this run measured it.
     """
@@ -55,6 +57,8 @@ class RunState:
     headroom: float = 0.0
     step: int = 0
     tuned: Tuned | None = None
+    trained: AttachedAdapter | None = None
+    through: dict[str, Any] | None = None
     choice_max_drop: float | None = None
     profile_folder: Path | None = None
     gates: list[Gate] = field(default_factory=list)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import partial
 
+from vlmopt.core.adapter_file import NONE
 from vlmopt.core.contract import Context, Pass, Plan, Promise, Site
 from vlmopt.core.errors import GateError
 from vlmopt.core.guarding import DEFAULT_TIME_LIMIT_S
 from vlmopt.core.program import Program
+from vlmopt.graph.modules import ADAPTERS
+from vlmopt.recipe.schema import ADAPTER_NAME
 from vlmopt.rewrite.pipeline import Observer, StepResult, run_step
 from vlmopt.verify.parity import check_step
+from vlmopt.workflow.attaching import AttachedAdapter, trained_adapter
 from vlmopt.workflow.choosing import choose_sites
+from vlmopt.workflow.letting_through import let_through
 from vlmopt.workflow.measuring import note_gates
 from vlmopt.workflow.recovering import lost_too_much, recovered, trains_after, tuned
 from vlmopt.workflow.requested import requested_statistics
@@ -58,7 +64,8 @@ def _run_once(
     time_limit_s: float,
 ) -> list[StepResult]:
     program, steps = state.original, list[StepResult]()
-    state.reference, state.tuned, state.gates, state.traversal_gates = state.original, None, [], {}
+    state.reference, state.gates, state.traversal_gates = state.original, [], {}
+    state.tuned, state.trained, state.through = None, None, None
     training = trains_after(passes, state.recipe.recovery)
     for number, pass_ in enumerate(passes, 1):
         state.step = number
@@ -80,6 +87,7 @@ def _run_once(
             program = recovered(state, result)
             if number == training and any(step.promise is Promise.LOSSY and step.applied for step in steps):
                 program = tuned(state, program)
+                state.trained, state.through = _trained(state, program, steps), let_through(state, program)
             is_cut = any(step.promise is Promise.LOSSY and step.applied for step in steps)
             state.reference = program if not is_cut else reference_after(state, state.reference, pass_, result)
     note_gates(state, program)
@@ -100,6 +108,24 @@ def _context(state: RunState, program: Program, pass_: Pass, time_limit_s: float
         time_limit_s=time_limit_s,
     )
     return Context(importance=state.importance, statistics=known, seed=state.recipe.seed)
+
+
+def _trained(state: RunState, program: Program, steps: Sequence[StepResult]) -> AttachedAdapter | None:
+    """The adapter that the training made, named after its task; None where all weights were trained."""
+    bound = state.bound
+    if bound is None or state.recipe.recovery.level != ADAPTERS:
+        return None
+    name, opened = bound.task.specification.name, state.opened
+    return trained_adapter(
+        name if re.fullmatch(ADAPTER_NAME, name) and name != NONE else "trained",
+        program,
+        base=opened.program,
+        steps=steps,
+        options=[step.options for step in state.recipe.passes[: len(steps)]],
+        data=bound.task.fingerprint,
+        seed=state.recipe.seed,
+        on=opened.adapters[0] if opened.adapters else None,
+    )
 
 
 def reference_after(state: RunState, reference: Program, pass_: Pass, result: StepResult) -> Program:

@@ -18,6 +18,7 @@ from vlmopt.cli.generic import lines_of
 @click.option("--dtype", type=click.Choice(options.DTYPES), default="float32", show_default=True, help="Number format.")
 @options.threads()
 @options.allow_pickle()
+@options.adapters()
 @options.as_json()
 @options.common
 @click.pass_context
@@ -33,6 +34,7 @@ def command(
     dtype: str,
     threads: int | None,
     allow_pickle: bool,
+    adapters: tuple[str, ...],
     is_json: bool,
 ) -> None:
     """Evaluate a model or an artifact on a task.
@@ -54,6 +56,7 @@ def command(
         device=device,
         dtype=dtype,
         allow_pickle=allow_pickle,
+        adapters=options.adapter_sources(adapters),
         progress=make_progress(options.settings_of(ctx)),
     )
     if is_json:

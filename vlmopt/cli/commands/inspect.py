@@ -19,6 +19,7 @@ from vlmopt.cli.display import make_progress, show, show_json
 @click.option("--device", default="cpu", show_default=True, help="Where torch computes: cpu, cuda, cuda:1.")
 @click.option("--dtype", type=click.Choice(options.DTYPES), default="float32", show_default=True, help="Number format.")
 @options.allow_pickle()
+@options.adapters()
 @click.option(
     "--graph",
     type=click.Path(path_type=Path),
@@ -51,6 +52,7 @@ def command(
     device: str,
     dtype: str,
     allow_pickle: bool,
+    adapters: tuple[str, ...],
     graph: Path | None,
     level: str | None,
     component: str | None,
@@ -78,6 +80,7 @@ def command(
         device=device,
         dtype=dtype,
         allow_pickle=allow_pickle,
+        adapters=options.adapter_sources(adapters),
         with_weights=with_weights,
         picture=picture,
         progress=make_progress(options.settings_of(ctx)),

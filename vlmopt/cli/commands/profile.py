@@ -69,6 +69,7 @@ from vlmopt.core.estimators import DEFAULT_SAMPLE, DEFAULT_UPDATES, ESTIMATORS
 @click.option("--latency", is_flag=True, help="Measure what every branch costs in ONNX Runtime, too.")
 @options.threads()
 @options.allow_pickle()
+@options.adapters()
 @options.force("Replace the file.")
 @options.as_json()
 @options.common
@@ -81,6 +82,7 @@ def command(
     output: Path | None,
     *,
     threads: int | None,
+    adapters: tuple[str, ...],
     is_json: bool,
     **settings: Any,
 ) -> None:
@@ -101,7 +103,8 @@ def command(
     from vlmopt import workflow
 
     progress = make_progress(options.settings_of(ctx))
-    found = workflow.profile_model(model, task, output, **settings, progress=progress)
+    sources = options.adapter_sources(adapters)
+    found = workflow.profile_model(model, task, output, **settings, adapters=sources, progress=progress)
     if is_json:
         show_json(found)
     elif options.settings_of(ctx).verbosity >= 0:

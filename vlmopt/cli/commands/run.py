@@ -33,6 +33,7 @@ _N_VALUES = 8
     help="Above 1: tokens that were read are less probable. The model's own by default.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is drawn.")
+@click.option("--adapter", metavar="NAME|FILE", help="Use this adapter of the artifact, or of a file; none: without.")
 @options.threads()
 @options.as_json()
 @options.common
@@ -52,6 +53,7 @@ def command(
     top_p: float,
     seed: int,
     repetition_penalty: float | None,
+    adapter: str | None,
     threads: int | None,
     is_json: bool,
 ) -> None:
@@ -69,7 +71,7 @@ def command(
         raise click.UsageError("Missing option '--image', '--text' or '--prompt'.", ctx)
     from vlmopt.runtime import Sampling, load
 
-    model = load(path, threads=threads)
+    model = load(path, threads=threads, adapter=adapter)
     generation = model.manifest.generation
     if generation is not None and generation.writes_unasked and images and not prompts:
         prompts = ("",)
