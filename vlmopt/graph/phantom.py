@@ -37,7 +37,16 @@ from vlmopt.graph.branches import Branch, find_branches
 from vlmopt.graph.build import insert_call, insert_leaf
 from vlmopt.graph.canonical import drop_dead_nodes
 from vlmopt.graph.heads import SDPA, Heads, find_heads
-from vlmopt.graph.modules import ADAPTERS, free_path, get_at, output_node, output_values, placeholders, set_at
+from vlmopt.graph.modules import (
+    ADAPTERS,
+    clone_graph,
+    free_path,
+    get_at,
+    output_node,
+    output_values,
+    placeholders,
+    set_at,
+)
 
 aten = torch.ops.aten
 
@@ -341,6 +350,19 @@ def drop_phantom(component: Component, phantom: Phantom) -> Component:
     module.recompile()
     inputs = tuple(spec for spec in component.inputs if spec.name != taken)
     return replace(component, inputs=inputs, outputs=tuple(s for s in component.outputs if s.name != gone))
+
+
+def without_phantoms(program: Program) -> Program:
+    """A copy of the program without phantom dimensions; graphs that have none are shared."""
+    components = dict(program.components)
+    for name, component in program.components.items():
+        for phantom in find_phantoms(component.graph):
+            if components[name] is component:
+                components[name] = replace(component, graph=clone_graph(component.graph))
+            inner = phantom_of(components[name].graph, phantom.path)
+            assert inner is not None
+            components[name] = drop_phantom(components[name], inner)
+    return program.with_components(components)
 
 
 def _restore_mask(call: fx.Node) -> None:
