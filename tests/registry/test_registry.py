@@ -13,6 +13,7 @@ from vlmopt.core.errors import PassError
 FIRST_PARTY = (
     "canonicalize", "skip-branches", "skip-layers", "fold-constants", "fold-fixed-inputs", "insert-skip-adapter",
     "insert-adaptation-adapter", "fold-skip-adapter", "fold-adapters", "insert-low-rank-adapter",
+    "insert-phantom", "drop-phantom",
 )  # fmt: skip
 GOOD = '''
 """Drops nothing.
