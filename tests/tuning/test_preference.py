@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -46,9 +47,19 @@ def test_a_large_lead_overflows_in_neither_direction() -> None:
     assert found.tolist() == pytest.approx([0.0, 2e4 + 0.5], abs=1e-9)
 
 
+class Parts(Classification):
+    """Can be taken in parts, and knows of no rejected answers."""
+
+    def rows(self, component: str, items: Sequence[int]) -> Sequence[int]:
+        return items
+
+    def part(self, items: Sequence[int]) -> Classification:
+        return self
+
+
 def test_tuning_by_preference_needs_rejected_answers() -> None:
     program = program_of(ResidualBlocks(), torch.ones(2, 8))
-    workload = Classification(torch.ones(4, 8), torch.tensor([0, 1, 2, 0]), ("a", "b", "c"))
+    workload = Parts(torch.ones(4, 8), torch.tensor([0, 1, 2, 0]), ("a", "b", "c"))
     settings = TuningSettings(epochs=1, preference=1.0)
     with pytest.raises(TuningError, match="there are no rejected answers"):
         tune(program, lambda key: True, workload, workload, None, settings, progress=Silent())
