@@ -25,7 +25,8 @@ from vlmopt.graph.costing import component_cost
 from vlmopt.graph.example import GroupedHeads, program_of
 from vlmopt.graph.modules import clone_graph
 from vlmopt.graph.patterns import check_patterns, is_match
-from vlmopt.graph.phantom import PhantomForm, drop_phantom, find_phantoms, phantom_of, with_phantoms
+from vlmopt.graph.phantom import PhantomForm, with_phantoms
+from vlmopt.graph.phantom_removal import drop_phantom, find_phantoms, phantom_of
 
 
 @dataclass(frozen=True)

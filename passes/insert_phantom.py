@@ -30,7 +30,8 @@ from vlmopt.graph.example import AttentionBlocks, GroupedHeads, program_of
 from vlmopt.graph.heads import Heads, find_heads
 from vlmopt.graph.modules import clone_graph
 from vlmopt.graph.patterns import check_patterns, is_match
-from vlmopt.graph.phantom import PhantomForm, find_phantoms, insert_phantom, unfit
+from vlmopt.graph.phantom import PhantomForm, insert_phantom, unfit
+from vlmopt.graph.phantom_removal import find_phantoms
 
 _ATTENTIONS = (BranchKind.ATTENTION, BranchKind.CROSS_ATTENTION)
 

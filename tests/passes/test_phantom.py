@@ -24,7 +24,7 @@ from vlmopt.graph.adapters import adapter_parameters
 from vlmopt.graph.assembled import DECODER, embedded, opened, step
 from vlmopt.graph.example import GroupedHeads, program_of
 from vlmopt.graph.joined import MODEL, joined
-from vlmopt.graph.phantom import find_phantoms, without_phantoms
+from vlmopt.graph.phantom_removal import find_phantoms, without_phantoms
 from vlmopt.graph.replay import run_outputs
 from vlmopt.registry import make_pass
 from vlmopt.rewrite.pipeline import StepResult, program_text, run_step

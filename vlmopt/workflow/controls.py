@@ -7,7 +7,7 @@ from typing import Any
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Progress
 from vlmopt.core.workload import Outputs
-from vlmopt.graph.phantom import find_phantoms, without_phantoms
+from vlmopt.graph.phantom_removal import find_phantoms, without_phantoms
 from vlmopt.tasks.binding import TaskSource, TaskWorkload
 from vlmopt.verify.statistics import paired_difference
 from vlmopt.workflow.answering import program_outputs
