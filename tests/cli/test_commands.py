@@ -12,10 +12,10 @@ from tests.report.sample import report
 from vlmopt.cli import entry
 
 FIRST_PARTY = [
-    "canonicalize", "drop-traversal", "fold-adapters", "fold-constants", "fold-cross-modal-adapter",
+    "canonicalize", "drop-phantom", "drop-traversal", "fold-adapters", "fold-constants", "fold-cross-modal-adapter",
     "fold-fixed-inputs", "fold-routers", "fold-skip-adapter", "insert-adaptation-adapter",
-    "insert-cross-modal-adapter", "insert-low-rank-adapter", "insert-skip-adapter", "insert-traversal",
-    "replace-adapter-gate", "skip-branches", "skip-layers",
+    "insert-cross-modal-adapter", "insert-low-rank-adapter", "insert-phantom", "insert-skip-adapter",
+    "insert-traversal", "replace-adapter-gate", "skip-branches", "skip-layers",
 ]  # fmt: skip
 
 

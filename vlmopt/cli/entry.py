@@ -26,6 +26,7 @@ COMMANDS = {
     "profile": "Measure how much every branch of a model matters for a task.",
     "plan": "Choose what to cut under budgets, from profiles alone; draw the Pareto front.",
     "eval": "Evaluate a model or an artifact on a task.",
+    "triples": "Make triples (question, answer, wrong answer) for tuning by preference.",
     "bisect": "Find the one edit of a recipe after which something is wrong.",
     "verify": "Check an artifact again: its files, its outputs and its metric.",
     "recheck": "Check on new data whether what was cut still holds.",

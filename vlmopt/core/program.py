@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 PAST, PRESENT = "past_key_values_", "present_"  # inputs and outputs of a decoder that hold its cache
 NO_WORD = -1  # stands for images in the prompts of models that have no token for them
-_CACHE = re.compile(r"^(past_key_values|present)_(\d+)_(?:(decoder|encoder)_)?(key|value)$")
+_CACHE = re.compile(r"^(past_key_values|present)_(\d+)_(?:(decoder|encoder)_)?(key|value|query)$")
 _DIMS_IN_FILES = {"batch": "batch_size"}
 
 

@@ -79,6 +79,19 @@ class LabelledWorkload(Workload, Protocol):
         ...
 
 
+@runtime_checkable
+class PreferenceWorkload(Workload, Protocol):
+    """A workload that knows of every item an answer that is wrong and likely."""
+
+    def rejected(self) -> Workload:
+        """The same items with the rejected answer in the place of the expected one.
+
+        Raises:
+            TaskError: an item has none.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class HeadBlock:
     """Rows of the component with a head that only some outputs of it answer: those of one task of several."""

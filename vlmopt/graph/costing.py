@@ -74,7 +74,8 @@ def _kept_bytes(component: Component) -> dict[fx.Node, int]:
     """Bytes of one token in every value that the component returns for the next step."""
     found: dict[fx.Node, int] = {}
     for node, spec in zip(output_values(component.graph), component.outputs, strict=False):
-        if spec.name.startswith(PRESENT) and not spec.is_cross:  # that is kept once, however many follow
+        is_grown = any(isinstance(size, str) and size != "batch" for size in spec.shape)
+        if spec.name.startswith(PRESENT) and is_grown and not spec.is_cross:  # others are kept once
             size = torch.empty((), dtype=getattr(torch, spec.dtype)).element_size()
             found[node] = size * math.prod(size for size in spec.shape if isinstance(size, int))
     return found

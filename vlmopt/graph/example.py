@@ -165,3 +165,59 @@ class _AttentionBlock(nn.Module):
         x = x + self.attention["out"](nn.functional.scaled_dot_product_attention(query, key, value))
         n = self.norm_between(x)
         return x + self.ffn["down"](torch.relu(self.ffn["up"](n)))  # type: ignore[no-any-return]
+
+
+class GroupedHeads(nn.Module):
+    """Pre-norm blocks of causal self-attention with heads, and a linear head: [B, N, width] -> [B, N, classes].
+
+    Branches: `layers.I.attention`. Heads of keys are shared by groups of queries; `is_fused` is one attention call,
+    otherwise product, scale, mask, softmax and product are spelled out.
+    """
+
+    def __init__(
+        self,
+        *,
+        blocks: int = 2,
+        width: int = 8,
+        heads: int = 4,
+        key_heads: int = 2,
+        is_fused: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            made = (_HeadsBlock(width, heads, key_heads, is_fused=is_fused) for _ in range(blocks))
+            self.layers = nn.ModuleList(made)
+            self.head = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)  # type: ignore[no-any-return]
+
+
+class _HeadsBlock(nn.Module):
+    def __init__(self, width: int, heads: int, key_heads: int, *, is_fused: bool) -> None:
+        super().__init__()
+        self.width, self.n_groups, self.is_fused = width // heads, heads // key_heads, is_fused
+        sizes = {"query": heads, "key": key_heads, "value": key_heads}
+        parts = {name: nn.Linear(width, n * self.width) for name, n in sizes.items()}
+        self.attention = nn.ModuleDict({**parts, "out": nn.Linear(width, width)})
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = self.norm(x)
+        query, key, value = (
+            self.attention[name](n).unflatten(-1, (-1, self.width)).transpose(1, 2)
+            for name in ("query", "key", "value")
+        )
+        if self.n_groups > 1:
+            key, value = (t[:, :, None].expand(-1, -1, self.n_groups, -1, -1).flatten(1, 2) for t in (key, value))
+        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+        if self.is_fused:
+            mixed = nn.functional.scaled_dot_product_attention(query, key, value, mask)
+        else:
+            scores = query @ key.transpose(-2, -1) * self.width**-0.5
+            mixed = scores.masked_fill(~mask, torch.finfo(x.dtype).min).softmax(-1) @ value
+        return x + self.attention["out"](mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]

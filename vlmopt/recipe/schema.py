@@ -133,6 +133,9 @@ class RecoverySettings(_Section):
     original's stream as well, where that is better. `adapters` and `weights`: heads are fitted, then the inserted
     adapters, or all kept weights, are trained together with them; the other fields say how.
 
+    With a `preference` above 0 a generative model is trained to prefer expected answers to the rejected ones of its
+    task (Phantom Optimization has 1), whatever is trained.
+
     `headroom` is in points: a cut may drop by so much more than `max_drop` before it is trained. Where the validation
     split shows that training has not made up for it, the headroom is halved and the cut chosen again.
 
@@ -150,6 +153,9 @@ class RecoverySettings(_Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     distillation: Annotated[float, Field(ge=0, le=1)] = 0.0
     feature_distillation: Annotated[float, Field(ge=0)] = 0.0
+    preference: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    preference_beta: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
+    preference_gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
     patience: Annotated[int, Field(ge=1)] = 3
     precision: Literal["float32", "bfloat16"] = "float32"
     gradient_norm: Annotated[float, Field(gt=0)] = 1.0

@@ -75,6 +75,15 @@ class ChangesSection(_Section):
     items: tuple[ChangedItem, ...] = ()
 
 
+class RemovedSection(_Section):
+    """The control of a run that put modules in: the same artifact without them; drops are against it with them."""
+
+    what: str
+    value: float
+    drop_points: float
+    drop_interval95: Interval
+
+
 class MetricSection(_Section):
     """The task's metric on the test split, as fractions in [0, 1]; drops are in points (hundredths)."""
 
@@ -90,6 +99,7 @@ class MetricSection(_Section):
     all: dict[str, tuple[float, float]] = Field(default_factory=dict)  # other metrics: original, optimized
     groups: tuple[GroupSection, ...] = ()  # largest drop first
     changes: ChangesSection | None = None
+    removed: RemovedSection | None = None
 
 
 class CostSection(_Section):

@@ -38,13 +38,28 @@ def costs(report: Report) -> list[str]:
     low, high = metric.drop_interval95
     if metric.drop_points == 0:
         spread = "" if low == high == 0 else f" (95 % interval of the change: {_range(-high, -low)} points)"
-        return [f"{name} stays at {percent(metric.optimized)}{spread}."]
+        return [f"{name} stays at {percent(metric.optimized)}{spread}.", *_removed(metric)]
     falls = metric.drop_points > 0
     bounds = _range(low, high) if falls else _range(-high, -low)
     verb, noun = ("falls", "fall") if falls else ("rises", "rise")
     change = f"{name} {verb} by {drop_text(abs(metric.drop_points))} points"
     levels = f"from {percent(metric.original)} to {percent(metric.optimized)}"
-    return [f"{change}, {levels} (95 % interval of the {noun}: {bounds} points)."]
+    return [f"{change}, {levels} (95 % interval of the {noun}: {bounds} points).", *_removed(metric)]
+
+
+def _removed(metric: MetricSection) -> list[str]:
+    """The control: how the artifact does without the modules that were put into it."""
+    removed = metric.removed
+    if removed is None:
+        return []
+    points = drop_text(abs(removed.drop_points))
+    change = "the same" if removed.drop_points == 0 else f"{points} points {_less(removed.drop_points)}"
+    spread = f"95 % interval of the loss: {_range(*removed.drop_interval95)} points"
+    return [f"With the {removed.what} removed it is {percent(removed.value)}, {change} ({spread})."]
+
+
+def _less(drop: float) -> str:
+    return "less" if drop > 0 else "more"
 
 
 def worse(report: Report) -> list[str]:

@@ -42,6 +42,10 @@ def _before_after(report: Report) -> Table:
         for name, (original, optimized) in other_metrics(metric).items():
             change = f"{100 * (optimized - original):+.1f} points"
             rows.append((f"{name} (%)", points(original), points(optimized), change))
+        if metric.removed is not None:
+            removed, label = metric.removed, f"{metric.name} without {metric.removed.what} (%)"
+            change = f"{100 * (removed.value - metric.original):+.1f} points"
+            rows.append((label, points(metric.original), points(removed.value), change))
         low, high = metric.drop_interval95
         p_value = f", p = {metric.p_value:.2g}" if metric.p_value is not None else ""
         note = f"Drop {metric.drop_points:.1f} points (95 % interval {low:.1f} to {high:.1f}{p_value}), n = {metric.n}."

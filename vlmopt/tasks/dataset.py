@@ -12,7 +12,7 @@ from vlmopt.tasks.combining import check_members, combined_hashes, combined_samp
 from vlmopt.tasks.folder import SPLIT_NAMES, SPLITS, Row, column, read_folder
 from vlmopt.tasks.hub import read_hub
 from vlmopt.tasks.images import content_hashes
-from vlmopt.tasks.references import merged_captions, references_of
+from vlmopt.tasks.references import merged_captions, references_of, rejected_of
 from vlmopt.tasks.specification import (
     ROLES,
     TASK_FILE,
@@ -147,7 +147,8 @@ class Task:
         digest = hashlib.sha256(json.dumps(settings).encode())
         for sample in samples:
             name, references = sample.image.name, [list(sample.references)] if sample.references else []
-            fields = [name, self._hashes[name], sample.label, sample.text, sample.group, *references]
+            rejected = [sample.rejected] if sample.rejected else []
+            fields = [name, self._hashes[name], sample.label, sample.text, sample.group, *references, *rejected]
             digest.update(json.dumps(fields).encode() + b"\n")
         return digest.hexdigest()
 
@@ -215,7 +216,8 @@ def _sample(specification: TaskSpecification, row: Row) -> Sample:
         references = references_of(specification, row)
         has_question = "question" in ROLES[specification.kind]
         question = _text(row, columns.question) if has_question else ""
-        return Sample(row.image, references[0], question, group, row.origin, references)
+        rejected = rejected_of(specification, row, references)
+        return Sample(row.image, references[0], question, group, row.origin, references, rejected)
     found = {role: _text(row, getattr(columns, role)) for role in ROLES[specification.kind]}
     label = found.get("label", found.get("answer", ""))
     return Sample(row.image, label, found.get("text", found.get("question", "")), group, row.origin)

@@ -40,6 +40,33 @@ def references_of(specification: TaskSpecification, row: Row) -> tuple[str, ...]
     return tuple(map(str, texts))
 
 
+def rejected_of(specification: TaskSpecification, row: Row, references: Sequence[str]) -> str:
+    """The rejected answer of a row; empty where the task has no column for it, or the row has null there.
+
+    Raises:
+        TaskError: the column is missing, the answer is no text or empty, or it is one of the right ones.
+    """
+    name = specification.columns.rejected
+    if name is None:
+        return ""
+    value = as_text(column(row.values, name, row.origin))
+    if value is None:
+        return ""
+    if not isinstance(value, str) or not value.strip():
+        expected = "a wrong answer, or null where there is none"
+        raise TaskError(row.origin, f"column {name!r} is {value!r}", expected=expected)
+    same = next((text for text in references if _plain(text) == _plain(value)), None)
+    if same is not None:
+        found = f"the rejected answer {value!r} is the right one"
+        raise TaskError(row.origin, found, expected="an answer that is wrong", remedy="correct the pair or remove it")
+    return value
+
+
+def _plain(text: str) -> str:
+    """A text as two are compared: neither case nor space make a difference."""
+    return " ".join(text.casefold().split())
+
+
 def merged_captions(samples: Sequence[Sample]) -> list[Sample]:
     """A sample an image, with the captions of all its rows: the others would count against a model that writes one."""
     merged: dict[str, Sample] = {}

@@ -93,13 +93,17 @@ class _Strict(BaseModel):
 
 
 class Columns(_Strict):
-    """The data's own name for every role; `image` is `file_name` in a folder and `image` on the hub when not given."""
+    """The data's own name for every role; `image` is `file_name` in a folder and `image` on the hub when not given.
+
+    `rejected` is a wrong answer beside the expected one, for tuning by preference; rows may leave it empty (null).
+    """
 
     image: str | None = None
     label: str = "label"
     text: str = "text"
     question: str = "question"
     answer: str = "answer"
+    rejected: str | None = None
     split: str | None = None
     group: str | None = None
 
@@ -194,6 +198,8 @@ class TaskSpecification(_Strict):
         known = METRICS[self.kind]
         if self.metric and self.metric not in known:
             raise ValueError(f"metric {self.metric!r} is unknown for this kind, expected {' or '.join(known)}")
+        if self.columns.rejected is not None and self.kind is not TaskKind.IMAGE_TEXT_TO_TEXT:
+            raise ValueError(f"columns.rejected belongs to {TaskKind.IMAGE_TEXT_TO_TEXT.value} only")
         if self.prompts and self.kind is not TaskKind.ZERO_SHOT:
             raise ValueError(f"prompts belong to {TaskKind.ZERO_SHOT.value} only")
         if self.labels and (self.kind is TaskKind.IMAGE_TEXT_RETRIEVAL or self.kind.is_written):

@@ -21,6 +21,7 @@ class Sample:
     `label` is the class or the answer, `text` the caption or the question; empty where the kind has none. `group` holds
     samples together that are alike (four drawings of one concept); without a group column it is the image.
     `references` are the answers or captions that count as right where the model writes its own; the first is the label.
+    `rejected` is an answer that is wrong, and that the label is preferred to; empty where there is none.
     """
 
     image: ImageSource
@@ -29,6 +30,7 @@ class Sample:
     group: str
     origin: str
     references: tuple[str, ...] = ()
+    rejected: str = ""
 
 
 def divided(keys: Sequence[str], splits: Splits, *, parts: Sequence[str] = SPLITS) -> list[str]:

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from vlmopt.core.errors import TuningError
 from vlmopt.core.program import Component, Program
 from vlmopt.core.progress import Progress
-from vlmopt.core.workload import Feed, TrainableWorkload, Workload, by_part
+from vlmopt.core.workload import Feed, Outputs, PreferenceWorkload, TrainableWorkload, Workload, by_part
 from vlmopt.graph.head import head_features
 from vlmopt.graph.replay import device_of, inputs_of, run_component
-from vlmopt.tuning.objective import Teacher, objective
+from vlmopt.tuning.objective import Teacher, objective, preference
 from vlmopt.tuning.settings import TuningSettings
 from vlmopt.tuning.trainable import Wanted, frozen, trainable_copy
 
@@ -205,6 +205,8 @@ class _Training:
             distillation=self.settings.distillation,
             feature_distillation=self.settings.feature_distillation,
         )
+        if self.settings.preference > 0:
+            loss = loss + self.settings.preference * self._preference(part, outputs)
         if not torch.isfinite(loss):
             raise TuningError(
                 f"tuning, step {self.step + 1}", "the loss is not a finite number",
@@ -218,6 +220,16 @@ class _Training:
         self.optimizer.step()
         self.step += 1
         return float(loss.detach())
+
+    def _preference(self, part: Workload, outputs: Outputs) -> Tensor:
+        """The mean preference that is lacking on these items."""
+        if not isinstance(part, PreferenceWorkload):
+            found = "there are no rejected answers that the expected ones are preferred to"
+            raise TuningError("tuning", found, expected="a task with questions, answers and rejected answers")
+        rejected = part.rejected()
+        against = rejected.losses(self._run(rejected)[0])
+        beta, gamma = self.settings.preference_beta, self.settings.preference_gamma
+        return preference(part.losses(outputs), against, beta=beta, gamma=gamma).mean()
 
     def _run(self, part: Workload) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Outputs and features of every component on the part's rows, with gradients."""

@@ -4,6 +4,13 @@
 a = 1 the task's loss is left out. The features of a cut program lie elsewhere than the original's, and a head that was
 fitted to them breaks while they are drawn over, so f is 0 unless it is asked for.
 
+Phantom Optimization (arXiv 2409.14713) adds a preference for the expected answer over a wrong one that is likely:
+
+    - log sigmoid( beta / |y+| log pi(y+ | x) - beta / |y-| log pi(y- | x) - gamma )
+
+which is SimPO (arXiv 2405.14734, eq. 6), with no reference model; beta 2 and gamma 0.5. What differs here: the loss
+of the task, which it is added to, is the mean over a batch of each answer's mean over its tokens.
+
 Source: Hinton et al., "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531), section 2, for logits. What
 differs: outputs that are embeddings are compared by their angle, and so are the features that the head reads.
 """
@@ -67,6 +74,16 @@ def objective(
         for name, wanted in teacher.features.items():
             total = total + feature_distillation * _angle(features[name].double(), wanted)
     return total
+
+
+def preference(chosen: Tensor, rejected: Tensor, *, beta: float, gamma: float) -> Tensor:
+    """How much the rejected answers are preferred still, one number an item in float64.
+
+    Args:
+        chosen, rejected: mean negative log-probability of the tokens of either answer, [n].
+    """
+    margin = beta * (rejected.double() - chosen.double()) - gamma
+    return -F.logsigmoid(margin)
 
 
 def _divergence(found: Tensor, wanted: Tensor, temperature: float) -> Tensor:

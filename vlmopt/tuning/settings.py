@@ -17,6 +17,9 @@ class TuningSettings:
         weight_decay: of matrices; vectors (norms, biases, scales) do not decay.
         distillation: share of the distance to the original's outputs in the loss; 1 needs no labels.
         feature_distillation: weight of the distance to the features that the original's head reads.
+        preference: weight of the preference for expected answers over rejected ones (Phantom Optimization has 1).
+        preference_beta: what the mean log-probability of an answer's tokens is multiplied by there.
+        preference_gamma: by how much the expected answer is to lead.
         patience: epochs without a better metric on validation after which tuning stops.
         precision: "float32", or "bfloat16" for the matrix products.
         gradient_norm: gradients are scaled down to this norm.
@@ -30,6 +33,9 @@ class TuningSettings:
     weight_decay: float = 0.05
     distillation: float = 0.0
     feature_distillation: float = 0.0
+    preference: float = 0.0
+    preference_beta: float = 2.0
+    preference_gamma: float = 0.5
     patience: int = 3
     precision: str = "float32"
     gradient_norm: float = 1.0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vlmopt.workflow.artifact import bench_artifact, verify_artifact
     from vlmopt.workflow.bisecting.search import bisect, judge_again, scratch_path
+    from vlmopt.workflow.confusing import make_triples
     from vlmopt.workflow.departures import worst_nodes
     from vlmopt.workflow.evaluating import evaluate
     from vlmopt.workflow.explaining import Explanation, explain
@@ -29,6 +30,7 @@ _MODULES = {
     "explain": "explaining",
     "inspect_model": "inspecting",
     "judge_again": "bisecting.search",
+    "make_triples": "confusing",
     "optimize": "optimizing",
     "profile_model": "profiling",
     "recheck": "rechecking",
@@ -46,6 +48,7 @@ __all__ = [
     "explain",
     "inspect_model",
     "judge_again",
+    "make_triples",
     "optimize",
     "profile_model",
     "recheck",

@@ -17,6 +17,7 @@ from vlmopt.verify.comparing import Change, GroupScores, changes, examples, grou
 from vlmopt.verify.parity import Gate
 from vlmopt.verify.statistics import mean_interval, paired_difference
 from vlmopt.workflow.answering import ArtifactFiles, program_outputs
+from vlmopt.workflow.controls import modules_removed
 from vlmopt.workflow.run_state import RunState
 from vlmopt.workflow.timing import Files
 
@@ -59,6 +60,9 @@ def final_evaluation(state: RunState, files: Files) -> tuple[dict[str, Any], lis
     section = {
         **_metric(before, after, original, optimized, seed=state.recipe.seed),
         "groups": _groups(before, before.slices(original), after.slices(optimized), seed=state.recipe.seed),
+        "removed": modules_removed(
+            source, state.optimized, after, optimized, seed=state.recipe.seed, progress=state.progress
+        ),
         "changes": _changes(state, before.queries(), before.answers(original), after.answers(optimized)),
     }
     return section, _parts(before, after, original, optimized)

@@ -42,9 +42,14 @@ def refuse_recovery(recipe: Recipe, program: Program) -> None:
     """Looks at what only the model tells.
 
     Raises:
-        RecipeError: a recovery that the model has no head or no classes for.
+        RecipeError: a recovery that the model has no head, no classes or no answers for.
     """
     recovery = recipe.recovery
+    if recovery.preference > 0 and (program.generation is None or not recovery.trains):
+        why = f"level {recovery.level} trains nothing" if not recovery.trains else "the model writes no text"
+        found = f"prefers expected answers to rejected ones, and {why}"
+        expected = "level adapters or weights, and a generative model"
+        raise RecipeError("recovery: preference", found, expected=expected)
     if program.generation is None:
         return
     architecture, remedy = program.source.architecture, "--recover weights trains it on the task's own answers"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 from vlmopt.core.budgets import Quantity
 from vlmopt.core.progress import Progress
+from vlmopt.core.workload import Feed
 from vlmopt.graph.assembled import DECODER
 from vlmopt.runtime.latency import Latency, LatencyTable, measure_latency
 from vlmopt.runtime.session import open_session
@@ -32,15 +33,19 @@ class Timings:
 
 def time_components(state: RunState, files: Files, originals: Files, *, original_folder: Path) -> Timings:
     """Batch 1 in ONNX Runtime, original and optimized taking turns; a component that is gone has no second number."""
-    feeds = state.sample_feeds(state.original)
-    calls = [(name, name, feeds[name]) for name in originals]
+    programs = (state.optimized, state.original) if _reads_more(state) else (state.original,)
+    every = [state.sample_feeds(program) for program in programs]
+    calls = [(name, name, _merged([feeds.get(name, {}) for feeds in every])) for name in originals]
     if state.original.generation is not None:
-        calls.append((NEXT_TOKEN, DECODER, sample_shapes(state.original, None, seed=state.recipe.seed)[DECODER][1]))
+        steps = [sample_shapes(program, None, seed=state.recipe.seed)[DECODER][1] for program in programs]
+        calls.append((NEXT_TOKEN, DECODER, _merged(steps)))
     rows: dict[str, Any] = {}
     threads: list[int] = []
     quietest = {"original": 0.0, "optimized": 0.0}
     for title, name, feed in calls:
-        one = {key: value.numpy() for key, value in single(state.original.components[name], feed).items()}
+        readers = (program.components[name] for program in programs if name in program.components)
+        tensors = _merged([single(component, feed) for component in readers])
+        one = {key: value.numpy() for key, value in tensors.items()}
         paths = {"original": original_folder / originals[name]["onnx"]}
         if name in files and "onnx" in files[name]:
             paths["optimized"] = state.run.path(files[name]["onnx"])
@@ -56,6 +61,21 @@ def time_components(state: RunState, files: Files, originals: Files, *, original
             quietest[side] += 1e3 * latency.quietest_ms
         threads += [latency.n_threads for latency in measured.values() if latency.n_threads is not None]
     return Timings(rows, max(threads, default=None), quietest)
+
+
+def _reads_more(state: RunState) -> bool:
+    """Whether a pass has given a component an input that the original's has not."""
+    pairs = ((part, state.original.components.get(name)) for name, part in state.optimized.components.items())
+    return any(
+        {spec.name for spec in part.inputs} - {spec.name for spec in original.inputs}
+        for part, original in pairs
+        if original is not None
+    )
+
+
+def _merged(feeds: Sequence[Feed]) -> Feed:
+    """Inputs of all of them; the last one counts where two have the same."""
+    return {name: value for feed in feeds for name, value in feed.items()}
 
 
 def _for_the_budget(

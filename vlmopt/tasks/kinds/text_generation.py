@@ -50,6 +50,17 @@ def _writes_nothing(program: Program, task: Task) -> TaskError:
     return TaskError(str(task.path), found, remedy="choose a generative model (LLaVA, InternVL)")
 
 
+@dataclass(frozen=True, eq=False)
+class RejectedAnswers:
+    """Rows with the rejected answers in the places of the expected ones; `n_tokens` is their length, [n]."""
+
+    feeds: Batches
+    n_tokens: Tensor
+
+    def part(self, items: Sequence[int]) -> RejectedAnswers:
+        return RejectedAnswers(self.feeds.part(items), self.n_tokens[list(items)])
+
+
 @dataclass(eq=False)
 class TextGeneration:
     """One split; an item is a prompt with an image, and so is a row of `model`.
@@ -70,6 +81,7 @@ class TextGeneration:
     n_answer_tokens: Tensor  # [n]
     max_new_tokens: int
     prompter: Prompter
+    rejected_answers: RejectedAnswers | None = None
 
     def losses(self, outputs: Outputs) -> Tensor:
         """The mean negative log-probability of the tokens of the expected answer, from the output of `model`."""
@@ -116,7 +128,18 @@ class TextGeneration:
             item_groups=[self.item_groups[item] for item in items],
             prompts=[self.prompts[item] for item in items],
             n_answer_tokens=self.n_answer_tokens[list(items)],
+            rejected_answers=None if self.rejected_answers is None else self.rejected_answers.part(items),
         )
+
+    def rejected(self) -> TextGeneration:
+        """The same items, and how likely their rejected answers are."""
+        missing = next((sample for sample in self.samples if not sample.rejected), None)
+        if self.rejected_answers is None or missing is not None:
+            origin = self.samples[0].origin if missing is None else missing.origin
+            remedy = "`columns: {rejected: COLUMN}` in task.yaml names them; `vlmopt triples` makes them"
+            raise TaskError(origin, "has no rejected answer, which tuning by preference needs", remedy=remedy)
+        own = self.rejected_answers
+        return replace(self, feeds={MODEL: own.feeds}, n_answer_tokens=own.n_tokens, rejected_answers=None)
 
     def queries(self) -> Sequence[Query]:
         return [
@@ -199,6 +222,13 @@ def workload(program: Program, task: Task, samples: Sequence[Sample], feeder: Fe
     answers = [prompter.encode_answer(sample.label) for sample in samples]
     rows = TaughtRows(program, prompts, answers, feeder, pad=prompter.pad_token)
     rows.check(samples)
+    rejected = None
+    if all(sample.rejected for sample in samples):
+        wrong = [prompter.encode_answer(sample.rejected) for sample in samples]
+        others = TaughtRows(program, prompts, wrong, feeder, pad=prompter.pad_token)
+        others.check(samples)
+        lengths = torch.tensor([len(answer) for answer in wrong])
+        rejected = RejectedAnswers(Batches(len(samples), others.feed), lengths)
     return TextGeneration(
         fingerprint=task.fingerprint_of(samples),
         n_items=len(samples),
@@ -212,6 +242,7 @@ def workload(program: Program, task: Task, samples: Sequence[Sample], feeder: Fe
         n_answer_tokens=torch.tensor([len(answer) for answer in answers]),
         max_new_tokens=task.specification.max_new_tokens or _longest_reference(task, prompter) + MARGIN_TOKENS,
         prompter=prompter,
+        rejected_answers=rejected,
     )
 
 
