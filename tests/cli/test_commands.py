@@ -12,8 +12,9 @@ from tests.report.sample import report
 from vlmopt.cli import entry
 
 FIRST_PARTY = [
-    "canonicalize", "fold-adapters", "fold-constants", "fold-fixed-inputs", "fold-skip-adapter",
-    "insert-adaptation-adapter", "insert-low-rank-adapter", "insert-skip-adapter", "skip-branches", "skip-layers",
+    "canonicalize", "drop-traversal", "fold-adapters", "fold-constants", "fold-fixed-inputs", "fold-skip-adapter",
+    "insert-adaptation-adapter", "insert-low-rank-adapter", "insert-skip-adapter", "insert-traversal", "skip-branches",
+    "skip-layers",
 ]  # fmt: skip
 
 

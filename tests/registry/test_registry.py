@@ -13,6 +13,7 @@ from vlmopt.core.errors import PassError
 FIRST_PARTY = (
     "canonicalize", "skip-branches", "skip-layers", "fold-constants", "fold-fixed-inputs", "insert-skip-adapter",
     "insert-adaptation-adapter", "fold-skip-adapter", "fold-adapters", "insert-low-rank-adapter",
+    "insert-traversal", "drop-traversal",
 )  # fmt: skip
 GOOD = '''
 """Drops nothing.

@@ -36,7 +36,9 @@ def optimized(folder: Path, capsys: Capture, *passes: object, **more: object) ->
     recipe, out = folder / "recipe.yaml", folder / "out"
     content = {"passes": ["canonicalize", *passes], "verify": {"max_drop_gate": False}, **more}
     recipe.write_text(yaml.safe_dump(content))
-    assert entry.run(["optimize", "-q", "--json", "--recipe", str(recipe), "-o", str(out)]) == 0, capsys.readouterr().err
+    assert entry.run(["optimize", "-q", "--json", "--recipe", str(recipe), "-o", str(out)]) == 0, (
+        capsys.readouterr().err
+    )
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found, out
 
