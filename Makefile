@@ -7,7 +7,7 @@ SHELL := /bin/bash
 
 # One torch thread in each of two test processes is quicker than two processes that compete for the same cores.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile --durations=30
 SOURCES := vlmopt passes tests examples
 
 .PHONY: help setup demo test test-slow lint format bench clean

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.benchmarks import towers
-from tests.benchmarks.adapter_counts import lily_counts
+from tests.benchmarks.adapter_counts import counts
 from vlmopt.core.contract import Context, StatRequest
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Silent
@@ -47,7 +47,7 @@ def parts() -> Mapping[str, Callable[[], Mapping[str, float]]]:
     from tests.benchmarks import trained_adapters
 
     return {
-        "counts": lily_counts,
+        "counts": counts,
         "folding": _folding,
         "lily": _lily,
         "trained": partial(trained_adapters.figures, TASK),
@@ -79,8 +79,8 @@ def _folding() -> dict[str, float]:
 
 def _lily() -> dict[str, float]:
     program, fit = _example()
-    options = {"kind": "lily", "mixture": "routed", "rank": 16, "stride": 5, "experts": 4, "modules": [f"{DECODER}/*"]}
-    adapted = _adapted(program, {**options, "alpha": 1.0})
+    options = {"kind": "lily", "mixture": "routed", "rank": 16, "stride": 5, "experts": 4, "alpha": 1.0}
+    adapted = _adapted(program, {**options, "modules": [f"{DECODER}/*layers*"]})
     pass_ = make_pass("fold-routers", {"tolerance": 1.0})
     known = node_statistics(adapted, pass_.wants(adapted), fit, Silent())
     certificates = [one for one in _certificates(adapted, known) if isinstance(one, Exchange)]

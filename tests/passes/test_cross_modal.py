@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tests.benchmarks.adapter_counts import counted, vicuna_7b
 from tests.capture.test_generative import captured_toy, prompts
 from tests.graph.test_joined import taught
 from vlmopt.core.contract import Context, StatRequest
@@ -102,25 +102,8 @@ def test_it_adds_its_formula_with_one_projection_for_both() -> None:
             assert float((found - x - hidden @ up.weight.T).abs().max()) < 1e-6
 
 
-class Straight(nn.Module):
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x)  # type: ignore[no-any-return]
-
-
 def test_at_real_size_there_are_five_million_parameters() -> None:
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        vision = component_of(
-            Straight(nn.Linear(1408, 4096)), torch.ones(2, 32, 1408), name=VISION, output="image_features"
-        )
-        words = Straight(nn.Embedding(32000, 4096))
-        embedding = component_of(words, torch.ones(2, 3, dtype=torch.int64), name=EMBEDDING)
-        program = program_from({VISION: vision, EMBEDDING: embedding}, Assembly.GENERATIVE)
-        plan = make_pass(INSERT, {"rank": 256}).plan(program, Context())
-    assert -sum(site.saving.parameters for site in plan.sites) == 5 * 4096 * 256 == 5_242_880
+    assert counted(vicuna_7b(), INSERT, rank=256) == (2, 5 * 4096 * 256)
 
 
 def test_both_modalities_train_one_projection_and_nothing_else_changes() -> None:

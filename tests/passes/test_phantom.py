@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from tests import toys
+from tests.benchmarks.adapter_counts import PHANTOMS, attentive, counted
 from vlmopt.capture import capture
 from vlmopt.core.contract import Context
 from vlmopt.core.errors import PassError
@@ -129,28 +129,16 @@ def test_large_weights_of_the_average_do_not_overflow() -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "n_heads", "n_keys", "n_layers", "published"),
-    [
-        pytest.param(64, 14, 2, 24, 1.2e6, id="0.5B"),
-        pytest.param(128, 16, 8, 24, 4.8e6, id="1.8B", marks=pytest.mark.slow),
-        pytest.param(96, 32, 32, 32, 3.7e6, id="3.8B", marks=pytest.mark.slow),
-        pytest.param(128, 32, 8, 32, 6.2e6, id="7B", marks=pytest.mark.slow),
-    ],
+    "size", ["0_5b", *(pytest.param(one, marks=pytest.mark.slow) for one in ("1_8b", "3_8b", "7b"))]
 )
-def test_at_real_size_there_are_as_many_parameters_as_published(
-    width: int, n_heads: int, n_keys: int, n_layers: int, published: float
-) -> None:
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        model = GroupedHeads(blocks=1, width=width * n_heads, heads=n_heads, key_heads=n_keys)
-        model.layers = nn.ModuleList([model.layers[0]] * n_layers)  # real layers, of which the graph has one name
-        program = program_of(model, torch.ones(2, 4, width * n_heads))
-    plan = make_pass("insert-phantom", {"learn_eta": False}).plan(program, Context())
-    found = -sum(site.saving.parameters for site in plan.sites)
-    assert len(plan.sites) == n_layers
+def test_at_real_size_there_are_as_many_parameters_as_published(size: str) -> None:
+    width, _, _, n_layers, published = PHANTOMS[size]
+    program = attentive(size)
+    n_sites, found = counted(program, "insert-phantom", learn_eta=False)
+    assert n_sites == n_layers
     assert found == 12 * width**2 * n_layers + 2 * (width + 1) * n_layers
     assert abs(found - published) < 0.05 * published
-    learned = make_pass("insert-phantom", {}).plan(program, Context())
-    assert -sum(site.saving.parameters for site in learned.sites) == found + n_layers
+    assert counted(program, "insert-phantom") == (n_layers, found + n_layers)
 
 
 def test_what_has_no_heads_and_what_has_a_phantom_dimension_is_refused() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tests.benchmarks.adapter_counts import GATES, counted, traversed
 from tests.capture.test_generative import answer, captured_toy, prompts
 from vlmopt.core.contract import Context, StatRequest
 from vlmopt.core.errors import PassError
@@ -17,7 +17,7 @@ from vlmopt.core.program import NO_WORD, Program
 from vlmopt.graph.adapters import adapter_parameters
 from vlmopt.graph.assembled import DECODER, opened, step
 from vlmopt.graph.branches import find_branches
-from vlmopt.graph.example import AttentionBlocks, ResidualBlocks, program_of, without_branches
+from vlmopt.graph.example import AttentionBlocks, program_of, without_branches
 from vlmopt.graph.joined import MODEL, joined
 from vlmopt.graph.marks import marks_of
 from vlmopt.graph.replay import run_outputs
@@ -138,15 +138,12 @@ def test_gates_of_two_layers_are_two_modules() -> None:
     assert not torch.equal(first, second)
 
 
-@pytest.mark.parametrize(("n_layers", "width"), [(24, 2048), (32, 3072), (32, 4096)])
-def test_gates_at_real_size_have_the_papers_count(n_layers: int, width: int) -> None:
-    counts = {2048: 49_152, 3072: 98_304, 4096: 131_072}
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        program = program_of(ResidualBlocks(blocks=n_layers, width=width), torch.ones(2, width))
-    for options, more in (({"with_bias": False}, 0), ({}, n_layers)):
-        plan = make_pass("insert-traversal", {"start": "paper", **options}).plan(program, Context())
-        assert len(plan.sites) == n_layers
-        assert -sum(site.saving.parameters for site in plan.sites) == counts[width] + more
+@pytest.mark.parametrize("size", GATES)
+def test_gates_at_real_size_have_the_papers_count(size: str) -> None:
+    count = {"1_8b": 49_152, "3_8b": 98_304, "7b": 131_072}[size]
+    program, n_layers = traversed(size), GATES[size][0]
+    assert counted(program, "insert-traversal", start="paper", with_bias=False) == (n_layers, count)
+    assert counted(program, "insert-traversal", start="paper") == (n_layers, count + n_layers)
 
 
 def test_layers_are_chosen_by_depth_by_name_and_by_importance() -> None:
