@@ -86,6 +86,7 @@ def test_the_manifest_names_the_layers_whose_keys_are_kept(family: str, workshop
     assert len(manifest.generation.cache_layers) == sum(one["kind"] == "attention" for one in kept)
 
 
+@pytest.mark.parametrize("family", ["git"])
 def test_it_is_verified_again_and_rechecked(
     family: str, workshop: Workshop, capsys: pytest.CaptureFixture[str]
 ) -> None:
