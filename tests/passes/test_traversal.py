@@ -138,7 +138,7 @@ def test_gates_of_two_layers_are_two_modules() -> None:
     assert not torch.equal(first, second)
 
 
-@pytest.mark.parametrize("size", GATES)
+@pytest.mark.parametrize("size", ["1_8b", *(pytest.param(one, marks=pytest.mark.slow) for one in ("3_8b", "7b"))])
 def test_gates_at_real_size_have_the_papers_count(size: str) -> None:
     count = {"1_8b": 49_152, "3_8b": 98_304, "7b": 131_072}[size]
     program, n_layers = traversed(size), GATES[size][0]
@@ -250,7 +250,7 @@ def asked(program: Program) -> tuple[Tensor, Tensor, Tensor | None]:
     return prompts(program, n_images=n_images, n_padding=2)
 
 
-FAMILIES = ("llava_llama", "blip_vqa", pytest.param("gemma3", marks=pytest.mark.slow))
+FAMILIES = ("llava_llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("blip_vqa", "gemma3")))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

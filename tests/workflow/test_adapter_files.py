@@ -228,6 +228,7 @@ def test_training_leaves_a_file_that_goes_on_the_model_again(tuned: Path, model:
     assert (logits_of(out) == logits_of(tuned)).all()
 
 
+@pytest.mark.slow
 def test_one_artifact_holds_the_base_once_and_switches_at_load(
     tuned: Path, model: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -262,6 +263,7 @@ def test_one_artifact_holds_the_base_once_and_switches_at_load(
         load(bare, adapter="a")
 
 
+@pytest.mark.slow
 def test_a_single_adapter_is_folded_and_several_cannot_be(
     tuned: Path, model: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -280,6 +282,7 @@ def test_a_single_adapter_is_folded_and_several_cannot_be(
     assert "its place is gone from the graphs" in shown
 
 
+@pytest.mark.slow
 def test_inspect_eval_and_profile_take_adapters(
     tuned: Path, model: Path, task: Path, tmp_path: Path, capsys: Capture
 ) -> None:
