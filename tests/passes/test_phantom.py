@@ -128,9 +128,8 @@ def test_large_weights_of_the_average_do_not_overflow() -> None:
     assert bool(torch.isfinite(run(done.program, batch())).all())
 
 
-@pytest.mark.parametrize(
-    "size", ["0_5b", *(pytest.param(one, marks=pytest.mark.slow) for one in ("1_8b", "3_8b", "7b"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("size", PHANTOMS)
 def test_at_real_size_there_are_as_many_parameters_as_published(size: str) -> None:
     width, _, _, n_layers, published = PHANTOMS[size]
     program = attentive(size)
