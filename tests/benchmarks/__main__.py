@@ -113,11 +113,16 @@ def as_table(result: Mapping[str, object]) -> str:
     assert isinstance(figures, dict)
     assert isinstance(machine, dict)
     assert isinstance(measured, dict)
-    rows = [f"| `{name}` | {value:.4g} |" for name, value in figures.items()]
+    rows = [f"| `{name}` | {_shown(value)} |" for name, value in figures.items()]
     where = [f"Measured on {machine['cpu']}, {machine['cores']} cores, {result['date']}: `{result['command']}`."]
     if any("," in place for place in measured.values()):
         where = [f"Measured by `{result['command']}`:", "", *(f"- `{part}`: {measured[part]}" for part in measured)]
     return "\n".join(["| figure | value |", "|---|---:|", *rows, "", *where, ""])
+
+
+def _shown(value: float) -> str:
+    """Counts in full, all else in four digits."""
+    return f"{value:,.0f}" if value >= 1e4 and float(value).is_integer() else f"{value:.4g}"
 
 
 if __name__ == "__main__":

@@ -60,13 +60,17 @@ def lily_plan(name: str, mixture: str) -> Plan:
     return make_pass("insert-low-rank-adapter", made).plan(program, Context())
 
 
+def figure_name(name: str) -> str:
+    """The name of a counted model as figures have it."""
+    return name.replace(", ", "_").replace(" ", "_").lower()
+
+
 def lily_counts() -> dict[str, float]:
     """The parameters of every counted model."""
     found: dict[str, float] = {}
     for name in COUNTS:
         plan = lily_plan(name, "routed")
-        figure = "lily_" + name.replace(", ", "_").replace(" ", "_").lower()
-        found[figure] = float(-sum(site.saving.parameters for site in plan.sites))
+        found[f"lily_{figure_name(name)}"] = float(-sum(site.saving.parameters for site in plan.sites))
     return found
 
 

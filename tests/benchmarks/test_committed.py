@@ -14,6 +14,7 @@ import torch
 from tests import toys
 from tests.benchmarks import families, generative, generative_tables, readme, real_sizes
 from tests.benchmarks.__main__ import README_TABLES, as_table
+from tests.benchmarks.adapter_counts import COUNTS, GATES, PHANTOMS, figure_name
 
 RESULTS = Path(__file__).parent / "results"
 NEEDED = {
@@ -178,3 +179,14 @@ def n_parameters(model: real_sizes.RealSize) -> int:
 def _generative() -> dict[str, Any]:
     found: dict[str, Any] = json.loads((RESULTS / "generative.json").read_text(encoding="utf-8"))
     return found
+
+
+def test_adapters_are_counted_as_the_papers_print() -> None:
+    result = json.loads((RESULTS / "adapters.json").read_text(encoding="utf-8"))
+    figures = result["figures"]
+    assert (RESULTS / "adapters.md").read_text(encoding="utf-8") == as_table(result)
+    assert {name: figures[f"trol_{name}"] for name in GATES} == {"1_8b": 49_152, "3_8b": 98_304, "7b": 131_072}
+    assert {name: figures[f"lily_{figure_name(name)}"] for name in COUNTS} == {n: row[-1] for n, row in COUNTS.items()}
+    for name, (width, _, _, n_layers, _) in PHANTOMS.items():
+        assert figures[f"phantom_{name}"] == 12 * width**2 * n_layers + 2 * (width + 1) * n_layers
+    assert figures["crome_vicuna_7b"] == 5 * 4096 * 256
