@@ -24,7 +24,7 @@ from vlmopt.testing.trial import Case, Trial
 KEPT = [name for name, info in find_passes().items() if info.promise is not Promise.LOSSY]
 IN_CI = bool(os.environ.get("CI"))
 quick = settings(max_examples=12, deadline=None, derandomize=IN_CI)
-thorough = settings(max_examples=100, deadline=None, derandomize=IN_CI)
+thorough = settings(max_examples=50, deadline=None, derandomize=IN_CI)
 
 
 def hold(blueprint: Blueprint, *, is_emitted: bool) -> None:
