@@ -161,8 +161,8 @@ def test_every_command_file_is_a_command() -> None:
     assert all(part in groups[name].commands for name, part in parts)
 
 
-@pytest.mark.parametrize("args", [["--help"], ["passes", "list"]], ids=" ".join)
-def test_help_and_listing_take_less_than_three_tenths_of_a_second(args: list[str]) -> None:
+@pytest.mark.parametrize(("args", "limit"), [(["--help"], 0.3), (["passes", "list"], 0.5)], ids=str)
+def test_help_and_listing_start_quickly(args: list[str], limit: float) -> None:
     def seconds() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         script = "from vlmopt.cli import main; main()"
@@ -171,7 +171,7 @@ def test_help_and_listing_take_less_than_three_tenths_of_a_second(args: list[str
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     # Processor time, which other processes on the machine change less than the clock on the wall, in a quiet moment.
-    assert any(seconds() < 0.3 for _ in range(10))
+    assert any(seconds() < limit for _ in range(10))
 
 
 def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
