@@ -161,17 +161,16 @@ def test_every_command_file_is_a_command() -> None:
     assert all(part in groups[name].commands for name, part in parts)
 
 
-@pytest.mark.parametrize(("args", "limit"), [(["--help"], 0.3), (["passes", "list"], 0.5)], ids=str)
-def test_help_and_listing_start_quickly(args: list[str], limit: float) -> None:
+def test_help_takes_less_than_three_tenths_of_a_second() -> None:
     def seconds() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         script = "from vlmopt.cli import main; main()"
-        subprocess.run([sys.executable, "-c", script, *args], check=True, capture_output=True)
+        subprocess.run([sys.executable, "-c", script, "--help"], check=True, capture_output=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     # Processor time, which other processes on the machine change less than the clock on the wall, in a quiet moment.
-    assert any(seconds() < limit for _ in range(10))
+    assert any(seconds() < 0.3 for _ in range(10))
 
 
 def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import os
 import signal
@@ -77,7 +76,6 @@ def cli() -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 1 error, 2 usage, 3 verified and different, 70 internal, 130 Ctrl-C."""
-    gc.set_threshold(100_000, 50, 50)  # start-up makes many objects and no garbage
     code = run(args)
     if code == EXIT_INTERRUPTED:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not end in a traceback on the way out

@@ -133,15 +133,33 @@ def _from_entry_points() -> Iterator[PassInfo | BrokenPass]:
     points, broken = _entry_points()
     yield from broken
     seen = set()
+    known: dict[int, _Origin] = {}
     for point in points:
         if (point.name, point.value) in seen:
             continue
         seen.add((point.name, point.value))
-        origin = f"{point.dist.name} {point.dist.version}" if point.dist else "an installed package"
+        if id(point.dist) not in known:
+            known[id(point.dist)] = _Origin.of(point.dist)
+        origin = known[id(point.dist)]
         try:
             yield _read_entry_point(point, origin)
         except PassError as error:
-            yield BrokenPass((point.name,), origin, _file_of(point), error)
+            yield BrokenPass((point.name,), origin.text, _file_of(point), error)
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """The distribution of entry points; its metadata, which is parsed anew for every question, is asked once."""
+
+    text: str
+    requirements: tuple[str, ...]
+
+    @classmethod
+    def of(cls, dist: Distribution | None) -> _Origin:
+        if dist is None:
+            return cls("an installed package", ())
+        name = dist.name
+        return cls(f"{name} {dist.version}", () if name == _US else tuple(dist.requires or ()))
 
 
 def _entry_points() -> tuple[list[EntryPoint], list[BrokenPass]]:
@@ -165,7 +183,8 @@ def _damaged(distribution: Distribution, error: Exception) -> BrokenPass:
     return BrokenPass((name,), name, None, problem)
 
 
-def _read_entry_point(point: EntryPoint, origin: str) -> PassInfo:
+def _read_entry_point(point: EntryPoint, source: _Origin) -> PassInfo:
+    origin = source.text
     place = f"entry point {point.name!r} of {origin}"
     try:
         module, class_name = point.module, point.attr
@@ -175,8 +194,8 @@ def _read_entry_point(point: EntryPoint, origin: str) -> PassInfo:
     file = source_of(module)
     if file is None or file.suffix != ".py":
         raise PassError(place, f"there is no source file for {module}", remedy=f"reinstall or remove {origin}")
-    if point.dist is not None and point.dist.name != _US:
-        check_requirements(f"{file} ({origin})", point.dist.requires or ())
+    if source.requirements:  # what reads them takes a while to load
+        check_requirements(f"{file} ({origin})", source.requirements)
     info = read_source(file, origin=origin, module=module)
     if info.name != point.name:
         raise PassError(str(file), f"is named {info.name!r} but registered as {point.name!r} by {origin}")

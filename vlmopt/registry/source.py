@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import gc
 import importlib.util
 import re
 from collections import deque
@@ -113,8 +112,6 @@ def _parse(file: Path) -> ast.Module:
 
 @lru_cache(maxsize=256)
 def _parsed(file: Path, _modified_ns: int) -> ast.Module:
-    collects = gc.isenabled()
-    gc.disable()  # a tree is many objects and no garbage: looking for some takes half of the time
     try:
         return ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
     except SyntaxError as error:
@@ -123,9 +120,6 @@ def _parsed(file: Path, _modified_ns: int) -> ast.Module:
         raise PassError(str(file), "is not UTF-8 text") from error
     except (ValueError, RecursionError, MemoryError) as error:
         raise PassError(str(file), f"is not Python: {error}") from error
-    finally:
-        if collects:
-            gc.enable()
 
 
 def _pass_classes(tree: ast.Module) -> list[ast.ClassDef]:
