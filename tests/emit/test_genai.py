@@ -108,6 +108,7 @@ def test_weights_lie_on_disk_once(folder: Path) -> None:
         ({"source": "llava"}, False),
         ({"types": (0, 0, 1)}, False),  # an answer's own type is not in its ids
         ({"heads": 1}, False),  # of one layer, where all have two
+        ({"name": "past_key_values_1_query"}, False),
         ({"components": [VISION, EMBEDDING]}, False),
     ],
 )
@@ -117,10 +118,11 @@ def test_programs_that_it_cannot_run_get_nothing(program: Program, change: dict[
         program = replace(program, source=replace(program.source, model_type=change["source"]))
     if "types" in change:
         program = replace(program, generation=replace(program.generation, token_types=change["types"]))
-    if "heads" in change:
+    if "heads" in change or "name" in change:
         decoder = program.components[DECODER]
         key = next(spec for spec in decoder.inputs if spec.name == "past_key_values_1_key")
-        cut = replace(key, shape=(key.shape[0], change["heads"], *key.shape[2:]))
+        heads = change.get("heads", key.shape[1])
+        cut = replace(key, name=change.get("name", key.name), shape=(key.shape[0], heads, *key.shape[2:]))
         inputs = tuple(cut if spec is key else spec for spec in decoder.inputs)
         program = program.with_components({**program.components, DECODER: replace(decoder, inputs=inputs)})
     if "components" in change:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from tests import toys
 from tests.benchmarks.adapter_counts import PHANTOMS, attentive, counted
+from tests.passes.test_low_rank import run
 from vlmopt.capture import capture
 from vlmopt.core.contract import Context
 from vlmopt.core.errors import PassError
@@ -44,12 +45,6 @@ def heads(**form: Any) -> Program:
 
 def batch() -> Tensor:
     return torch.randn(5, 3, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-
-def run(program: Program, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        found: Tensor = program.components["model"].graph(x)[0]
-    return found
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)

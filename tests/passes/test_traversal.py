@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tests.benchmarks.adapter_counts import GATES, counted, traversed
 from tests.capture.test_generative import answer, captured_toy, prompts
+from tests.passes.test_low_rank import batch, run, train
 from vlmopt.core.contract import Context, StatRequest
 from vlmopt.core.errors import PassError
 from vlmopt.core.program import NO_WORD, Program
@@ -39,25 +40,6 @@ def applied(program: Program, name: str, options: Options, *, context: Context |
 
 def inserted(program: Program, **options: Any) -> StepResult:
     return applied(program, "insert-traversal", options)
-
-
-def batch() -> Tensor:
-    return torch.randn(4, 3, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-
-def run(program: Program, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        found: Tensor = program.components["model"].graph(x)[0]
-    return found
-
-
-def train(program: Program) -> dict[str, Tensor]:
-    """Gives every adapter parameter other numbers, as training would."""
-    generator = torch.Generator().manual_seed(7)
-    weights = adapter_parameters(program)
-    for parameter in weights.values():
-        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) * 0.4
-    return {name.partition("/adapters.")[2]: weight.detach() for name, weight in weights.items()}
 
 
 @pytest.mark.parametrize("options", FORMS, ids=str)

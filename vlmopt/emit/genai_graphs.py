@@ -15,7 +15,7 @@ from pathlib import Path
 
 import onnx
 
-from vlmopt.core.program import Generation, Program
+from vlmopt.core.program import PAST, Generation, Program
 from vlmopt.emit.written import appearing
 from vlmopt.graph.assembled import DECODER, EMBEDDING, VISION
 
@@ -67,14 +67,18 @@ typing (int64[batch_size, sequence] input_ids) => (int64[batch_size, sequence] t
 
 
 def runs_in_genai(program: Program) -> bool:
-    """Whether onnxruntime-genai has a type for the program, and cuts left it a shape that its configuration can state.
+    """Whether onnxruntime-genai has a type for the program, and passes left it what its configuration can state.
 
-    There is one number of heads and one width for all layers, and an answer's tokens are typed as the prompt's.
+    There is one number of heads and one width for all layers, the cache holds keys and values alone (a phantom dimension
+    keeps a query), and an answer's tokens are typed as the prompt's.
     """
     generation = program.generation
     if generation is None or program.source.model_type not in GENAI_TYPES:
         return False
     if not {VISION, EMBEDDING, DECODER} <= program.components.keys():  # a part of a program that is looked at alone
+        return False
+    cached = [spec.name for spec in program.components[DECODER].inputs if spec.name.startswith(PAST)]
+    if not all(name.endswith(("_key", "_value")) for name in cached):
         return False
     types = generation.token_types
     return len(cache_shapes(program)) == 1 and (types is None or types[0] == types[2])
