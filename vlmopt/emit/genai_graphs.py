@@ -69,8 +69,8 @@ typing (int64[batch_size, sequence] input_ids) => (int64[batch_size, sequence] t
 def runs_in_genai(program: Program) -> bool:
     """Whether onnxruntime-genai has a type for the program, and passes left it what its configuration can state.
 
-    There is one number of heads and one width for all layers, the cache holds keys and values alone (a phantom dimension
-    keeps a query), and an answer's tokens are typed as the prompt's.
+    There is one number of heads and one width for all layers, the cache holds keys and values alone (phantom dimensions
+    keep a query), and an answer's tokens are typed as the prompt's.
     """
     generation = program.generation
     if generation is None or program.source.model_type not in GENAI_TYPES:
