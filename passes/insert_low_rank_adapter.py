@@ -85,10 +85,6 @@ class InsertLowRankAdapter(Pass):
             reasons[target.path] = "is called twice" if target.path in reasons else reason
         return reasons
 
-    def _targets(self, component: Component) -> list[Target]:
-        reasons = self._wanted(component)
-        return find_targets(component.graph, lambda path: not reasons[path])
-
     def plan(self, program: Program, context: Context) -> Plan:
         sites: list[Site] = []
         refusals: list[Refusal] = []
@@ -98,7 +94,8 @@ class InsertLowRankAdapter(Pass):
             names += [f"{name}/{path}" for path in reasons]
             refusals += [Refusal(f"{name}/{path}", name, reason) for path, reason in reasons.items() if reason]
             trial, seen = replace(component, graph=clone_graph(component.graph)), set[int]()
-            for target in self._targets(trial):
+            wanted = {path for path, reason in reasons.items() if not reason}
+            for target in find_targets(trial.graph, wanted.__contains__):
                 key, before = f"{name}/{target.path}", set(trial.graph.graph.nodes)
                 if is_adapted(trial.graph, target):
                     refusals.append(Refusal(key, name, "has a low-rank adapter already"))
@@ -106,15 +103,15 @@ class InsertLowRankAdapter(Pass):
                 insert_low_rank(trial.graph, target, self._form(), seed=context.seed)
                 made = [node for node in trial.graph.graph.nodes if node not in before]
                 cost = Cost() - nodes_cost(trial, made, program.dims, seen=seen)
-                sites.append(Site(key, name, (target.path,), cost, f"{self.kind} of rank {self.rank}"))
+                sites.append(Site(key, name, target.names, cost, f"{self.kind} of rank {self.rank}"))
         check_patterns(f"{self.name}: modules", self.modules, names)
         return Plan(tuple(sites), tuple(refusals))
 
     def apply(self, program: Program, site: Site, context: Context) -> None:
-        component = program.components[site.component]
-        for target in self._targets(component):
-            if target.path in site.target and not is_adapted(component.graph, target):
-                insert_low_rank(component.graph, target, self._form(), seed=context.seed)
+        graph = program.components[site.component].graph
+        target = Target.named(graph, site.target)
+        if target is not None and not is_adapted(graph, target):
+            insert_low_rank(graph, target, self._form(), seed=context.seed)
 
     @classmethod
     def cases(cls) -> Iterable[Case]:

@@ -6,14 +6,18 @@ They lie in folders with spaces in their names. Nobody may change them: copy wha
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests import toys
+from vlmopt.capture import capture
 from vlmopt.cli import entry
+from vlmopt.core.program import Program
+from vlmopt.rewrite.pipeline import clone_program
+from vlmopt.workflow import opening
 
 N_IMAGES = 30  # of every split
 PROMPTS = ["a {}", "a photo of a {}"]
@@ -51,6 +55,29 @@ class Workshop:
             assert entry.run(["optimize", "-q", *(str(word) for word in words)]) == 0
 
         return self.folder(f"artifact {family} {kind}", make)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def captured_once() -> Iterator[None]:
+    """Every process captures a model folder once: half of the time of a short run is its capture.
+
+    What is handed out are clones, whose tensors no pass may write. Adapters are not kept.
+    """
+    known: dict[object, Program] = {}
+
+    def remembered(model: str, *, adapters: object = (), **options: object) -> Program:
+        files = sorted(Path(model).rglob("*")) if Path(model).is_dir() else []
+        stats = tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+        key = (model, stats, tuple(sorted(options.items())))
+        if adapters or not stats:
+            return capture(model, adapters=adapters, **options)  # type: ignore[arg-type]
+        if key not in known:
+            known[key] = capture(model, **options)  # type: ignore[arg-type]
+        return clone_program(known[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(opening, "capture", remembered)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,10 @@
 """What training adapters on the LLaVA example is worth: every kind with the same items, steps and recovery.
 
 The metric is that of answers generated with the cache on items of the test split, drawn once for all; the epoch that is
-kept is the best of the validation split. `none` trains nothing. Rates of learning are tried for LoRA on the validation
-split, and every kind gets LoRA's best.
+kept is the best of the validation split. Rates of learning are tried for LoRA on the validation split, and every kind
+gets LoRA's best. `traversal` and `phantom` are trained together with that LoRA and judged twice: as trained, and with
+what was inserted removed again (the control), so that what only training gained is told apart. `preference` is that
+LoRA trained to prefer right answers to wrong ones that the model finds likely as well.
 
 Cells are kept as they are measured: `python -m tests.benchmarks.trained_adapters style lora lily`.
 """
@@ -15,33 +17,60 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from tests.benchmarks import towers
 from tests.benchmarks.cutting import SEED, recovered, state_of
 from tests.benchmarks.generative import CUT_TASKS
-from tests.benchmarks.llava_cuts import N_TRAINED, Bench, opened_bench, places, scores_of
+from tests.benchmarks.llava_cuts import Bench, opened_bench, places, scores_of
+from vlmopt.core.contract import Context
+from vlmopt.core.program import Program
+from vlmopt.core.progress import Silent
 from vlmopt.graph.adapters import adapter_parameters
 from vlmopt.graph.assembled import DECODER
 from vlmopt.recipe.schema import Recipe
+from vlmopt.registry import make_pass
+from vlmopt.rewrite.pipeline import run_step
 from vlmopt.verify.statistics import paired_difference
+from vlmopt.workflow.confusing import make_triples
+from vlmopt.workflow.opening import OpenedTask, open_task
 
 Step = dict[str, Any]
 
 SEEDS = (0, 1, 2)
 RATES = (3e-4, 1e-3, 3e-3)
-EPOCHS, BATCH = 3, 8
+EPOCHS, BATCH, N_ITEMS = 3, 8, 128
 _DECODER = [f"{DECODER}/*layers*"]
 _LILY: Step = {"kind": "lily", "rank": 32, "stride": 6, "experts": 4, "alpha": 2.0}
-LOW_RANK: dict[str, Step] = {
-    "lora": {"kind": "lora", "rank": 8},
-    "lily": _LILY,
-    "lily-routed": {**_LILY, "mixture": "routed"},
-    "rasa": {"kind": "rasa", "rank": 8},
-}
-KINDS: dict[str, Step] = {
-    name: {"insert-low-rank-adapter": {**options, "modules": _DECODER}} for name, options in LOW_RANK.items()
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Passes that insert what is trained; `removal` takes a part of it out again; `preference` weighs triples."""
+
+    passes: tuple[Step, ...]
+    removal: str = ""
+    preference: float = 0.0
+
+
+def _low_rank(options: Step) -> Step:
+    return {"insert-low-rank-adapter": {**options, "modules": _DECODER}}
+
+
+_LORA = _low_rank({"kind": "lora", "rank": 8})
+KINDS: dict[str, Kind] = {
+    "lora": Kind((_LORA,)),
+    "lily": Kind((_low_rank(_LILY),)),
+    "lily-routed": Kind((_low_rank({**_LILY, "mixture": "routed"}),)),
+    "rasa": Kind((_low_rank({"kind": "rasa", "rank": 8}),)),
+    "cross-modal": Kind(({"insert-cross-modal-adapter": {"rank": 64}},)),
+    "traversal": Kind((_LORA, {"insert-traversal": {"n_layers": 4}}), removal="drop-traversal"),
+    "phantom": Kind((_LORA, {"insert-phantom": {"eta": 0.01, "branches": [f"{DECODER}/*"]}}), removal="drop-phantom"),
+    "preference": Kind((_LORA,), preference=1.0),
 }
 Cell = dict[str, Any]
 
@@ -54,10 +83,16 @@ def figures(task: str) -> dict[str, float]:
     found |= {f"trained_{task}_n_test": float(cells[0]["n_test"]), f"trained_{task}_rate": rate}
     for kind in KINDS:
         own = [cell for cell in cells if (cell["kind"], cell["rate"]) == (kind, rate)]
-        points, name = [cell["points"] for cell in own], f"trained_{task}_{kind.replace('-', '_')}"
-        found |= {f"{name}_points": statistics.mean(points), f"{name}_spread": statistics.pstdev(points)}
+        name = f"trained_{task}_{kind.replace('-', '_')}"
+        found |= _over_seeds(name, [cell["points"] for cell in own])
         found |= {f"{name}_{key}": float(own[0][key]) for key in ("parameters", "drop_points", "low95", "high95")}
+        if KINDS[kind].removal:
+            found |= _over_seeds(f"{name}_removed", [cell["removed_points"] for cell in own])
     return found
+
+
+def _over_seeds(name: str, points: Sequence[float]) -> dict[str, float]:
+    return {f"{name}_points": statistics.mean(points), f"{name}_spread": statistics.pstdev(points)}
 
 
 def best_rate(cells: Sequence[Cell]) -> float:
@@ -95,17 +130,20 @@ class _Training:
 
     def __init__(self, bench: Bench, folder: Path) -> None:
         self._bench, self._folder, self._count = bench, folder, 0
+        self._triples: OpenedTask | None = None
 
     def measured(self, kind: str, seed: int, rate: float) -> Cell:
-        bench, self._count = self._bench, self._count + 1
+        bench, self._count, own = self._bench, self._count + 1, KINDS[kind]
         model, data = map(str, places(bench.task))
-        recipe = Recipe.model_validate(
-            {
-                "model": model, "task": data, "passes": [KINDS[kind]], "num_samples": N_TRAINED, "seed": seed,
-                "recovery": {"level": "adapters", "epochs": EPOCHS, "learning_rate": rate, "batch_items": BATCH},
-            }
-        )  # fmt: skip
-        state = recovered(state_of(recipe, self._folder / str(self._count), bench.opened, bench.bound), bench.original)
+        recovery = {
+            "level": "adapters", "epochs": EPOCHS, "learning_rate": rate, "batch_items": BATCH,
+            "preference": own.preference, "precision": "bfloat16",
+        }  # fmt: skip
+        passes = list(own.passes)
+        written = {"model": model, "task": data, "passes": passes, "num_samples": N_ITEMS, "seed": seed}
+        recipe = Recipe.model_validate({**written, "recovery": recovery})
+        bound = self._with_triples() if own.preference else bench.bound
+        state = recovered(state_of(recipe, self._folder / str(self._count), bench.opened, bound), bench.original)
         trained = state.optimized
         scores = scores_of(trained, bench.test)
         found = paired_difference(bench.whole, scores, list(bench.test.item_groups), seed=SEED)
@@ -115,15 +153,34 @@ class _Training:
             "seed": seed,
             "rate": rate,
             "validation_points": 100 * state.tuned.history[state.tuned.best].validation_score,
-            "points": 100 * float(scores.mean()),
+            "points": _points(scores),
             "drop_points": found.drop_points,
             "low95": found.interval95[0],
             "high95": found.interval95[1],
             "parameters": sum(weight.numel() for weight in adapter_parameters(trained).values()),
-            "original": 100 * float(bench.whole.mean()),
+            "original": _points(bench.whole),
             "n_test": bench.test.n_items,
         }
+        if own.removal:
+            cell["removed_points"] = _points(scores_of(_without(trained, own.removal), bench.test))
         return cell
+
+    def _with_triples(self) -> OpenedTask:
+        """The same task with a wrong answer for each of the items that are trained on."""
+        if self._triples is None:
+            model, data = map(str, places(self._bench.task))
+            folder = self._folder / "triples"
+            make_triples(model, data, folder, num_samples=N_ITEMS, seed=SEED)
+            self._triples = open_task(self._bench.opened, str(folder), seed=SEED, progress=Silent())
+        return self._triples
+
+
+def _points(scores: torch.Tensor) -> float:
+    return 100 * float(scores.mean())
+
+
+def _without(program: Program, removal: str) -> Program:
+    return run_step(program, make_pass(removal, {}), Context(), step=1).program
 
 
 if __name__ == "__main__":

@@ -36,6 +36,12 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model("clip", tmp_path_factory.mktemp("models") / "clip")
 
 
+@pytest.fixture(scope="module")
+def plain(clip_folder: Path) -> Program:
+    """The model without an adapter."""
+    return capture(str(clip_folder))
+
+
 def write_adapter(folder: Path, config: Any, *, family: str = "clip", seed: int = 3) -> Path:
     """A folder as peft writes it, its weights random: all that an adapter starts at zero is drawn anew."""
     with torch.random.fork_rng():
@@ -94,10 +100,9 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_adapter_is_captured_folds_and_leaves_the_graph_of_the_model_without_it(
-    kind: str, clip_folder: Path, tmp_path: Path
+    kind: str, clip_folder: Path, plain: Program, tmp_path: Path
 ) -> None:
     folder = lora(tmp_path / "adapter", **KINDS[kind])
-    plain = capture(str(clip_folder))
     adapted = capture(str(clip_folder), adapters=(AdapterSource("style", str(folder)),))
     assert gap(adapted, plain) > 1e-3
     assert adapter_parameters(adapted)
@@ -156,14 +161,16 @@ def test_a_router_that_looks_at_the_data_stays_and_says_so(clip_folder: Path, tm
     assert find_adapters(done.program.components["image_encoder"].graph)
 
 
-def test_layers_that_were_trained_whole_take_the_place_of_the_models_own(clip_folder: Path, tmp_path: Path) -> None:
+def test_layers_that_were_trained_whole_take_the_place_of_the_models_own(
+    clip_folder: Path, plain: Program, tmp_path: Path
+) -> None:
     folder = lora(tmp_path / "adapter", modules_to_save=["visual_projection"])
     program = capture(str(clip_folder), adapters=(AdapterSource("style", str(folder)),))
-    assert program.heads == capture(str(clip_folder)).heads
+    assert program.heads == plain.heads
     tensors = load_file(folder / "adapter_model.safetensors")
     leaf = program.components["image_encoder"].graph.get_submodule("visual_projection")
     assert torch.equal(leaf.weight, tensors["base_model.model.visual_projection.weight"])  # type: ignore[arg-type]
-    assert fold(program).text_after == program_text(capture(str(clip_folder)))
+    assert fold(program).text_after == program_text(plain)
 
 
 def test_a_generative_model_is_opened_with_an_adapter(tmp_path: Path) -> None:

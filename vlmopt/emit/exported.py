@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vlmopt.core.errors import EmitError
 from vlmopt.core.program import Component, Dim, TensorSpec
+from vlmopt.graph.modules import make_code
 from vlmopt.graph.sizes import export_dims
 
 
@@ -25,6 +26,7 @@ def export_component(component: Component, dims: Mapping[str, Dim]) -> torch.exp
     )
     try:
         with torch.no_grad():
+            make_code(component.graph)
             return torch.export.export(component.graph, arguments, dynamic_shapes=shapes, strict=False)
     except Exception as problem:
         raise EmitError(

@@ -11,7 +11,7 @@ from torch import fx
 
 from vlmopt.core.program import Component, TensorSpec
 from vlmopt.core.workload import Feed
-from vlmopt.graph.modules import placeholders
+from vlmopt.graph.modules import graph_module, placeholders
 from vlmopt.graph.replay import run_node
 from vlmopt.graph.sizes import size_text, symbols_of
 
@@ -98,7 +98,7 @@ def excerpt(component: Component, names: Iterable[str]) -> Component | None:
     if not returned or not inputs:
         return None
     graph.output(tuple(mapping[node] for node in returned))
-    module = fx.GraphModule(component.graph, graph, class_name="Component").train(False)
+    module = graph_module(component.graph, graph)
     return Component(component.name, module, tuple(inputs), tuple(_spec(node, node.name, known) for node in returned))
 
 

@@ -19,7 +19,7 @@ from vlmopt.core.program import NO_WORD, PAST, PRESENT, Component, Program, Tens
 from vlmopt.graph.assembled import DECODER, EMBEDDING, ENCODER, ENCODER_MASK, VISION, placed
 from vlmopt.graph.branches import find_branches
 from vlmopt.graph.canonical import drop_dead_nodes
-from vlmopt.graph.modules import clone_graph, get_at, has_path, output_values, placeholders, set_at
+from vlmopt.graph.modules import clone_graph, get_at, graph_module, has_path, output_values, placeholders, set_at
 from vlmopt.graph.shapes import compute_shapes
 from vlmopt.graph.traversal import find_traversals
 
@@ -183,7 +183,7 @@ class _Joining:
             embeds = self._embedded(ids, images)
         logits = self._decoded(embeds, ids, mask, labels, across)
         self._graph.output((self._graph.call_function(answer_scores, (logits, labels)),))
-        module = fx.GraphModule(self._root, self._graph, class_name="Component").train(False)
+        module = graph_module(self._root, self._graph)
         _traverse_prompts(module, labels)
         drop_dead_nodes(module)
         outputs = (TensorSpec(SCORES, (*tokens, 2), "float32"),)

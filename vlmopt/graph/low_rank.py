@@ -90,6 +90,18 @@ class Target:
     number: int
     n_layers: int
 
+    @classmethod
+    def named(cls, module: fx.GraphModule, names: Sequence[str]) -> Target | None:
+        """What `names` of a target says, in another copy of its graph; None where its Linear is gone."""
+        path, family, number, n_layers = names
+        calls = (node for node in module.graph.nodes if node.target == path and is_linear_call(module, node))
+        call = next(calls, None)
+        return None if call is None else cls(call, family, int(number), int(n_layers))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.path, self.family, str(self.number), str(self.n_layers)
+
     @property
     def path(self) -> str:
         return str(self.call.target)

@@ -6,6 +6,7 @@ import copy
 
 import torch
 from torch import fx, nn
+from torch.fx._lazy_graph_module import _LazyGraphModule
 
 ADAPTERS = "adapters"  # where the modules of all adapters lie
 
@@ -59,6 +60,20 @@ def free_path(root: nn.Module, wanted: str) -> str:
     return path
 
 
+def graph_module(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """A module that runs the graph with what it reads of `root`.
+
+    Its code is made when it is first run, not whenever the graph is edited: a plan of many sites edits and clones
+    graphs of thousands of nodes that never run. Until then `forward` has no signature (`make_code`).
+    """
+    return _LazyGraphModule(root, graph, class_name="Component").train(False)
+
+
+def make_code(module: fx.GraphModule) -> None:
+    """Makes the module's code now: torch.export and others look at its signature before they run it."""
+    _LazyGraphModule.force_recompile(module)
+
+
 def clone_graph(module: fx.GraphModule) -> fx.GraphModule:
     """A GraphModule with its own graph and containers, sharing every leaf module and tensor with the original."""
     graph = fx.Graph()
@@ -67,9 +82,7 @@ def clone_graph(module: fx.GraphModule) -> fx.GraphModule:
     result = graph.output(output)
     original = output_node(module)
     result.meta = copy.copy(original.meta)
-    clone = fx.GraphModule(module, graph, class_name="Component")
-    clone.train(False)
-    return clone
+    return graph_module(module, graph)
 
 
 def output_node(module: fx.GraphModule) -> fx.Node:

@@ -19,7 +19,7 @@ from torch import fx, nn
 
 from vlmopt.graph.canonical import canonicalize_graph, drop_dead_nodes
 from vlmopt.graph.functional import functional_graph
-from vlmopt.graph.modules import free_path, get_at, has_path, set_at
+from vlmopt.graph.modules import free_path, get_at, graph_module, has_path, make_code, set_at
 
 aten = torch.ops.aten
 
@@ -38,15 +38,14 @@ def raise_program(
     root = nn.Module()
     mapping: dict[fx.Node, fx.Node] = {}
     _copy_nodes(flat, graph, root, mapping, prefix)
-    module = fx.GraphModule(root, graph, class_name="Component")
+    module = graph_module(root, graph)
     if is_canonical:
         canonicalize_graph(module)
     raise_leaves(module, prefix=prefix)
     if is_canonical:
         drop_dead_nodes(module)
     module.graph.lint()
-    module.recompile()
-    module.train(False)
+    make_code(module)
     return module
 
 

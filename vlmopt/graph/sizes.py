@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -40,7 +41,15 @@ def symbols_of(size: int | torch.SymInt) -> list[str]:
 
 def size_text(size: int | torch.SymInt, names: Mapping[str, str]) -> str:
     """A dimension as text, its symbols (which differ from run to run) under these names."""
-    return re.sub(r"[A-Za-z_]\w*", lambda symbol: names.get(symbol[0], symbol[0]), str(size))
+    if isinstance(size, int):
+        return str(size)
+    return re.sub(r"[A-Za-z_]\w*", lambda symbol: names.get(symbol[0], symbol[0]), _text_of(size.node.expr))
+
+
+@cache
+def _text_of(expression: Any) -> str:
+    """An expression as text, kept: sympy writes it anew at every call, for thousands of nodes of one graph."""
+    return str(expression)
 
 
 def size_of(size: int | torch.SymInt, sizes: Sizes) -> int:
@@ -48,6 +57,8 @@ def size_of(size: int | torch.SymInt, sizes: Sizes) -> int:
     if not isinstance(size, torch.SymInt):
         return int(size)
     expression = size.node.expr
+    if expression.is_Symbol:
+        return sizes.get(str(expression), 1)
     return int(expression.subs({symbol: sizes.get(str(symbol), 1) for symbol in expression.free_symbols}))
 
 

@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from vlmopt.core.program import Assembly, Component, Dim, Generation, ModelSource, Program, Similarity, TensorSpec
 from vlmopt.graph.marks import Mark, marks_of, set_marks
-from vlmopt.graph.modules import get_at, set_at
+from vlmopt.graph.modules import get_at, graph_module, set_at
 from vlmopt.graph.notation import leaf_from, leaf_words, read_value, target_from, target_word, write_value
 from vlmopt.graph.shapes import compute_shapes
 
@@ -166,7 +166,7 @@ def _component(
         if "made_by" in entry:
             node.meta["made_by"] = tuple(entry["made_by"])
         set_marks(node, (Mark(*mark) for mark in entry.get("skipped", ())))
-    module = fx.GraphModule(root, graph, class_name="Component").train(False)
+    module = graph_module(root, graph)
     inputs, outputs = (_specs(words[side]) for side in ("inputs", "outputs"))
     component = Component(name, module, inputs, outputs)
     compute_shapes(component, dims)

@@ -13,7 +13,7 @@ from vlmopt.core.cost import Cost
 from vlmopt.core.guarding import DEFAULT_TIME_LIMIT_S, Owner, guarded_call
 from vlmopt.core.program import Program
 from vlmopt.graph.costing import program_cost
-from vlmopt.graph.modules import clone_graph
+from vlmopt.graph.modules import clone_graph, make_code
 from vlmopt.graph.text import component_text
 from vlmopt.rewrite.invariants import check_component, check_invariants, judging, lint, stamp_new_nodes
 from vlmopt.rewrite.planned import check_plan
@@ -105,6 +105,8 @@ def run_step(
     applied, gone = _apply_all(calls, clone, chosen[:fuel], observers)
     stamp_new_nodes(before, clone, pass_, step)
     check_invariants(before, clone, pass_, step, n_applied=len(applied))
+    for component in clone.components.values():
+        make_code(component.graph)
     handled = {site.name for site in (*applied, *gone)}
     result = StepResult(
         step=step,
