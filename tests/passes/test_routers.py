@@ -16,7 +16,7 @@ from tests.passes.test_low_rank import batch, blocks, insert, run, step, train
 from vlmopt.cli import entry
 from vlmopt.core.contract import Context, StatRequest
 from vlmopt.core.program import Program
-from vlmopt.graph.mixtures import Exchange, exchanges, find_mixtures
+from vlmopt.graph.mixtures import Exchange, exchanges, find_mixtures, layer_mixtures
 from vlmopt.registry import make_pass
 from vlmopt.rewrite.pipeline import run_step
 
@@ -52,6 +52,23 @@ def moments_of(program: Program, samples: Tensor) -> dict[StatRequest, Tensor]:
         known[StatRequest("model", name, "mean")] = values.mean(0)
         known[StatRequest("model", name, "second_moment")] = values.T @ values / len(values)
     return known
+
+
+@pytest.mark.parametrize("mixture", ["routed", "static"])
+def test_the_layer_beside_every_mixture_is_found(mixture: str) -> None:
+    program = insert(blocks(), {"kind": "lily", "mixture": mixture, "experts": 3}).program
+    train(program)
+    graph = program.components["model"].graph
+    found = layer_mixtures(graph)
+    adapted = {path for path, leaf in graph.named_modules() if type(leaf) is torch.nn.Linear} & {
+        one.layer for one in found
+    }
+    assert len(found) == len(adapted) == 12
+    assert all((one.node is None) is (mixture == "static") for one in found)
+    for one in found:
+        if one.node is None:
+            assert abs(sum(one.shares) - 1) < 1e-9
+            assert max(one.shares) - min(one.shares) > 1e-3
 
 
 def test_the_certificate_is_the_distance_between_weights() -> None:
@@ -148,6 +165,10 @@ def test_a_run_measures_the_mixtures_of_a_given_adapter_and_folds_them(
     steps = {one["name"]: one for one in report["passes"]}
     n = 6 if tolerance > 1 else 0
     assert steps["fold-routers"]["n_applied"] == n
+    mixtures = report["mixtures"]
+    assert len({one["layer"] for one in mixtures}) == 6
+    assert all(one["is_routed"] and abs(sum(one["shares"]) - 1) < 1e-6 for one in mixtures)
+    assert any(max(one["spread"]) > 0 for one in mixtures)
     assert steps["fold-adapters"]["n_applied"] == n
     assert entry.run(["explain", "--json", str(recipe)]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["plan"]}

@@ -22,15 +22,18 @@ from torch import Tensor, fx
 
 from vlmopt.core.cost import Cost
 from vlmopt.core.program import Component, Dim
-from vlmopt.graph.adapters import site_name
+from vlmopt.graph.adapters import is_adapter_call, site_name
 from vlmopt.graph.canonical import drop_dead_nodes, is_hand_on
 from vlmopt.graph.constants import constant_nodes
 from vlmopt.graph.costing import nodes_cost, weights_of
 from vlmopt.graph.linear_maps import CASTS, VIEWING
-from vlmopt.graph.modules import ADAPTERS, clone_graph, free_path, set_at
+from vlmopt.graph.modules import ADAPTERS, clone_graph, free_path, get_at, set_at
 from vlmopt.graph.parallel import ParallelFold, find_parallel
+from vlmopt.graph.regions import is_linear_call
 
 aten = torch.ops.aten
+
+_SOFTMAX = (aten.softmax.int, aten._softmax.default)
 
 _ROUNDINGS = 16  # of a mixture's dtype: the deviation from an affine function that rounding explains, relative
 
@@ -41,6 +44,15 @@ class Mixture:
 
     node: fx.Node
     n_experts: int
+
+
+@dataclass(frozen=True)
+class LayerMixture:
+    """What the experts beside a layer are weighed by: a node that looks at the data, or shares [E] that were learned."""
+
+    layer: str
+    node: str | None
+    shares: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,45 @@ def find_mixtures(module: fx.GraphModule) -> list[Mixture]:
     return found
 
 
+def layer_mixtures(module: fx.GraphModule) -> list[LayerMixture]:
+    """The mixtures that lie beside Linears, in graph order, whether they look at the data or not."""
+    routed = {mixture.node for mixture in find_mixtures(module)}
+    found: list[LayerMixture] = []
+    for node in module.graph.nodes:
+        shares = None if node in routed else _learned_shares(module, node)
+        if node not in routed and shares is None:
+            continue
+        layer = _layer_beside(module, node)
+        if layer is not None:
+            found.append(LayerMixture(layer, node.name if shares is None else None, shares or ()))
+    return found
+
+
+def _learned_shares(module: fx.GraphModule, node: fx.Node) -> tuple[float, ...] | None:
+    """The softmax of a stored vector of an adapter; None where the node is none."""
+    stored = node.args[0] if node.target in _SOFTMAX else None
+    if not isinstance(stored, fx.Node) or stored.op != "get_attr" or not str(stored.target).startswith(f"{ADAPTERS}."):
+        return None
+    scores = get_at(module, str(stored.target))
+    if not isinstance(scores, Tensor) or scores.numel() != scores.shape[-1] or scores.is_meta:
+        return None
+    return tuple(scores.detach().double().flatten().softmax(-1).tolist())
+
+
+def _layer_beside(module: fx.GraphModule, mixture: fx.Node) -> str | None:
+    """The Linear that the maps which the mixture weighs are added to."""
+    seen, pending = {mixture}, [mixture]
+    while pending:
+        node = pending.pop(0)
+        for operand in node.all_input_nodes if node.target is aten.add.Tensor else ():
+            if is_linear_call(module, operand) and not is_adapter_call(operand):
+                return str(operand.target)
+        behind = [user for user in node.users if user not in seen and not is_linear_call(module, user)]
+        seen.update(behind)
+        pending += behind
+    return None
+
+
 def _softmax_of(mean: fx.Node) -> fx.Node | None:
     """The softmax over the last axis that a mean over other axes is taken of."""
     (value, axes, *_), n_axes = mean.args, mean.args[0].meta["val"].dim()  # type: ignore[union-attr]
@@ -73,7 +124,7 @@ def _softmax_of(mean: fx.Node) -> fx.Node | None:
     node = value
     while isinstance(node, fx.Node) and (node.target in VIEWING | CASTS or is_hand_on(node)):
         node = node.args[0]
-    if not isinstance(node, fx.Node) or node.target not in (aten.softmax.int, aten._softmax.default):
+    if not isinstance(node, fx.Node) or node.target not in _SOFTMAX:
         return None
     return node if node.args[1] in (-1, node.meta["val"].dim() - 1) else None
 

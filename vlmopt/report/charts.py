@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 
 from markupsafe import Markup
 
 from vlmopt.report import naming, plots
 from vlmopt.report.quantities import drop_text, points
-from vlmopt.report.schema import Report
+from vlmopt.report.schema import MixtureSection, Report
 
 _CEILING = 4.0  # the plot of what was tried ends at so many times the allowed drop
 
@@ -62,6 +63,23 @@ def traversal_plot(report: Report) -> Markup | None:
         rows.append(plots.Whisker(f"{one.component}/{one.layer}{again}", one.mean, *bounds, text, kind))
     title = "gate of every traversed layer: mean and standard deviation over the tokens of the task"
     return plots.whisker_plot(rows, title=title, unit="", lines=[plots.Line(0.0, "closed")])
+
+
+def mixture_plots(report: Report) -> list[tuple[str, Markup]]:
+    """For every family of layers that share their experts a row of tiles an expert, a column a layer."""
+    families: dict[tuple[str, int], list[MixtureSection]] = {}
+    for one in report.mixtures:
+        words = re.sub(r"\.\d+(?=\.|$)", ".N", one.layer)
+        families.setdefault((f"{one.component}/{words}", len(one.shares)), []).append(one)
+    shown = []
+    for (name, n_experts), layers in families.items():
+        values = [one.shares[expert] for expert in range(n_experts) for one in layers]
+        labels = [f"{one.layer}, expert {expert + 1}" for expert in range(n_experts) for one in layers]
+        text = (
+            f"{name}: {len(layers)} layers, {n_experts} experts, {100 * min(values):.3g} to {100 * max(values):.3g} %"
+        )
+        shown.append((text, plots.tile_plot(values, n_columns=len(layers), title=text, labels=labels)))
+    return shown
 
 
 def through_plots(report: Report) -> list[tuple[str, Markup]]:

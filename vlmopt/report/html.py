@@ -36,6 +36,7 @@ def render_html(report: Mapping[str, object]) -> str:
         cost_rows=sections.cost_rows(typed),
         latency_plots=charts.latency_plots(typed),
         traversal_plot=charts.traversal_plot(typed),
+        mixture_plots=charts.mixture_plots(typed),
         through_plots=charts.through_plots(typed),
         trial_plot=charts.trial_plot(typed),
         trial_front=charts.trial_front(typed),

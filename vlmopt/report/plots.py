@@ -125,8 +125,8 @@ def whisker_plot(rows: Sequence[Whisker], *, title: str, unit: str, lines: Seque
     return _svg(parts, height=bottom + 24, title=title)
 
 
-def tile_plot(values: Sequence[float], *, n_columns: int, title: str) -> Markup:
-    """Shares as tiles in rows, the largest darkest; each says its number."""
+def tile_plot(values: Sequence[float], *, n_columns: int, title: str, labels: Sequence[str] = ()) -> Markup:
+    """Shares as tiles in rows, the largest darkest; each says what it is, or its number."""
     height, width, most = 22, 100.0 / n_columns, max(values, default=0.0) or 1.0
     parts = [
         _TILE.format(
@@ -135,7 +135,7 @@ def tile_plot(values: Sequence[float], *, n_columns: int, title: str) -> Markup:
             width=round(width, 3),
             height=height,
             shade=round(max(value, 0.0) / most, 3),
-            title=f"{i + 1}: {100 * value:.3g} %",
+            title=f"{labels[i] if labels else i + 1}: {100 * value:.3g} %",
         )
         for i, value in enumerate(values)
     ]

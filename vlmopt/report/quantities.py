@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from vlmopt.report.schema import MetricSection
 
@@ -13,6 +14,11 @@ _SPACE = "\N{NO-BREAK SPACE}"
 def points(fraction: float) -> str:
     """A fraction in percent, without the sign: 0.7154 -> 71.5."""
     return f"{100 * fraction:.1f}"
+
+
+def percents(fractions: Iterable[float]) -> str:
+    """(0.25, 0.75) -> 25.0 75.0."""
+    return " ".join(points(fraction) for fraction in fractions)
 
 
 def percent(fraction: float) -> str:

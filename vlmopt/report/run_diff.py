@@ -11,6 +11,7 @@ from vlmopt.core.errors import ArtifactError
 from vlmopt.core.manifest import read_manifest
 from vlmopt.recipe.yaml_file import read_yaml
 from vlmopt.report.graph_diff import graph_diffs
+from vlmopt.report.quantities import percents
 from vlmopt.report.schema import PassSection, Report, read_report
 from vlmopt.rundir import MANIFEST, RECIPE, REPORT_JSON, partial_path
 
@@ -33,6 +34,9 @@ def diff_runs(first: Path, second: Path, *, graphs: bool = False) -> dict[str, A
         "recipe": differing(*(_recipe(folder) for folder in folders)),
         "sites": _sites(reports),
         "branches": differing(*({f"{x.component}/{x.name}": _kept(x.kept) for x in r.branches} for r in reports)),
+        "mixtures": differing(
+            *({f"{x.component}/{x.layer}": f"{percents(x.shares)} %" for x in r.mixtures} for r in reports)
+        ),
         "gates": differing(*({gate.name: _verdict(gate.passed) for gate in r.gates} for r in reports)),
         "cost": differing(*(_cost(report) for report in reports)),
         "files": differing(*(_files(folder) for folder in folders)),

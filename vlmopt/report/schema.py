@@ -263,6 +263,17 @@ class TraversalSection(_Section):
     is_kept: bool  # in the artifact
 
 
+class MixtureSection(_Section):
+    """How the experts beside a layer are mixed: mean shares and standard deviations over samples of the task where the
+    mixture looks at the data (`is_routed`), or the shares that the layer learned."""
+
+    component: str
+    layer: str
+    is_routed: bool
+    shares: tuple[float, ...]
+    spread: tuple[float, ...]
+
+
 class WordSection(_Section):
     """A word of the task: how often it occurred, and what the adapter adds to it as a share of its size."""
 
@@ -320,6 +331,7 @@ class Report(_Section):
     plan: PlanSection | None = None
     recovery: RecoverySection | None = None
     traversals: tuple[TraversalSection, ...] = ()
+    mixtures: tuple[MixtureSection, ...] = ()
     through: ThroughSection | None = None
     machine: MachineSection | None = None
     recipe: str = ""  # the resolved recipe, as YAML

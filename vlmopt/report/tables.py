@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlmopt.report.quantities import count as count
-from vlmopt.report.quantities import other_metrics, points, value_text
+from vlmopt.report.quantities import other_metrics, percents, points, value_text
 from vlmopt.report.schema import BranchSection, CostSection, PassSection, Report
 
 _N_GROUPS = 10
@@ -26,7 +26,7 @@ class Table:
 
 def report_tables(report: Report) -> list[Table]:
     """Before and after, groups, what was cut, passes, gates and stages; a table without rows is left out."""
-    makers = (_before_after, _groups, _branches, _recovery, _traversals, _passes, _refusals, _gates, _stages)
+    makers = (_before_after, _groups, _branches, _recovery, _traversals, _mixtures, _passes, _refusals, _gates, _stages)
     return [table for table in (make(report) for make in makers) if table.rows]
 
 
@@ -155,6 +155,17 @@ def _traversals(report: Report) -> Table:
     )  # fmt: skip
     note = "What the gate lets through on the tokens of the task; spread is the standard deviation."
     return Table("Traversed layers", columns, rows, n_text_columns=4, note=note)
+
+
+def _mixtures(report: Report) -> Table:
+    columns = ("component", "layer", "mixture", "shares (%)", "spread (%)")
+    rows = tuple(
+        (one.component, one.layer, "of the data" if one.is_routed else "learned", percents(one.shares),
+         percents(one.spread) if one.is_routed else "")
+        for one in report.mixtures
+    )  # fmt: skip
+    note = "How much each expert counts beside a layer; spread is the standard deviation over samples of the task."
+    return Table("Mixtures of experts", columns, rows, n_text_columns=3, note=note)
 
 
 def _passes(report: Report) -> Table:

@@ -47,6 +47,7 @@ def report_of(state: RunState, steps: Sequence[StepResult], evidence: Evidence) 
         "plan": _plan_section(state),
         "recovery": _recovery_section(state),
         "traversals": _traversal_section(state),
+        "mixtures": [asdict(one) for one in state.mixtures],
         "through": state.through,
         "machine": _machine_section(evidence),
         "recipe": recipe.read_text(encoding="utf-8"),

@@ -26,7 +26,7 @@ from vlmopt.workflow.opening import LazyOutputs, OpenedModel, OpenedTask
 from vlmopt.workflow.samples import sample_feeds
 
 if TYPE_CHECKING:
-    from vlmopt.workflow.measuring import TraversalGate
+    from vlmopt.workflow.measuring import ExpertMixture, TraversalGate
 
 
 @dataclass
@@ -39,6 +39,7 @@ class RunState:
     cut may lose on top of the budget because training follows. `step` is the number of the pass that
     runs. `tuned` is how that training went, and `trained` the adapter that it made, as a file holds it;
     `through` is what a cross-modal one lets through (`letting_through.py`).
+    `mixtures` is how layers of adapters mix their experts, as trained or given.
     `traversal_gates` is what the gates of traversed layers let through, by component, layer and pass.
     `profile_folder` is where the profile is kept for the next try, when this run measured it.
     """
@@ -63,6 +64,7 @@ class RunState:
     profile_folder: Path | None = None
     gates: list[Gate] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    mixtures: list[ExpertMixture] = field(default_factory=list)
     traversal_gates: dict[tuple[str, str, int], TraversalGate] = field(default_factory=dict)
     known_outputs: dict[tuple[int, str], LazyOutputs] = field(default_factory=dict)
     _original: Program | None = None

@@ -9,6 +9,7 @@ from functools import partial
 from vlmopt.core.adapter_file import NONE
 from vlmopt.core.contract import Context, Pass, Plan, Promise, Site
 from vlmopt.core.errors import GateError
+from vlmopt.core.facts import ADAPTERS_INSERTED
 from vlmopt.core.guarding import DEFAULT_TIME_LIMIT_S
 from vlmopt.core.program import Program
 from vlmopt.graph.modules import ADAPTERS
@@ -18,7 +19,7 @@ from vlmopt.verify.parity import check_step
 from vlmopt.workflow.attaching import AttachedAdapter, trained_adapter
 from vlmopt.workflow.choosing import choose_sites
 from vlmopt.workflow.letting_through import let_through
-from vlmopt.workflow.measuring import note_gates
+from vlmopt.workflow.measuring import note_gates, note_mixtures
 from vlmopt.workflow.recovering import lost_too_much, recovered, trains_after, tuned
 from vlmopt.workflow.requested import requested_statistics
 from vlmopt.workflow.run_state import RunState
@@ -65,7 +66,7 @@ def _run_once(
 ) -> list[StepResult]:
     program, steps = state.original, list[StepResult]()
     state.reference, state.gates, state.traversal_gates = state.original, [], {}
-    state.tuned, state.trained, state.through = None, None, None
+    state.tuned, state.trained, state.through, state.mixtures = None, None, None, []
     training = trains_after(passes, state.recipe.recovery)
     for number, pass_ in enumerate(passes, 1):
         state.step = number
@@ -91,6 +92,7 @@ def _run_once(
             is_cut = any(step.promise is Promise.LOSSY and step.applied for step in steps)
             state.reference = program if not is_cut else reference_after(state, state.reference, pass_, result)
     note_gates(state, program)
+    note_mixtures(state, program)
     state.optimized = program
     return steps
 
@@ -98,6 +100,8 @@ def _run_once(
 def _context(state: RunState, program: Program, pass_: Pass, time_limit_s: float) -> Context:
     """What the pass may know beside the program."""
     note_gates(state, program, pass_)
+    if ADAPTERS_INSERTED in pass_.requires:
+        note_mixtures(state, program)
     known = requested_statistics(
         pass_,
         program,
