@@ -72,6 +72,16 @@ def test_equal_runs_have_no_differences(tmp_path: Path, capsys: Capture) -> None
     assert "the runs do not differ but in what was measured" in capsys.readouterr().out
 
 
+def test_two_tasks_differ_in_how_layers_mix_their_experts(tmp_path: Path) -> None:
+    def mixed(*shares: float) -> dict[str, Any]:
+        own = {"component": "decoder", "is_routed": True, "spread": [0.0, 0.0]}
+        return {"mixtures": [{**own, "layer": "up", "shares": shares}, {**own, "layer": "down", "shares": [0.5, 0.5]}]}
+
+    a = write_run(tmp_path / "a", lambda report: report.update(mixed(0.25, 0.75)))
+    b = write_run(tmp_path / "b", lambda report: report.update(mixed(1.0, 0.0)))
+    assert rows(diff_runs(a, b), "mixtures") == [("decoder/up", "25.0 75.0 %", "100.0 0.0 %")]
+
+
 def test_every_kind_of_difference_is_named(tmp_path: Path) -> None:
     def change(report: dict[str, Any]) -> None:
         report["passes"][0]["sites"] = [{"name": "image_encoder/layers.1.ffn", "component": "image_encoder"}]

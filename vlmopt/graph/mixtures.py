@@ -48,7 +48,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class LayerMixture:
-    """What the experts beside a layer are weighed by: a node that looks at the data, or shares [E] that were learned."""
+    """What weighs the experts beside a layer: a node that looks at the data, or shares [E] that were learned."""
 
     layer: str
     node: str | None
