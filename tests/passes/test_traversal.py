@@ -209,6 +209,24 @@ def test_what_is_left_after_a_skip_is_traversed_and_its_marks_stay_in_order() ->
     assert marks == ["layers.0.attention", "layers.1.attention", "layers.1.ffn"]
 
 
+@pytest.mark.parametrize("n_kept", [1, 2])
+def test_passes_behind_the_last_open_gate_go_and_the_rest_is_a_layer_traversed_less_often(n_kept: int) -> None:
+    _, program = captured_toy("llava_llama")
+    program = applied(program, "canonicalize", {}).program
+    layers = (f"{DECODER}/*layers.1",)
+    often = inserted(program, times=3, layers=layers).program
+    pass_ = make_pass("drop-traversal", {"below": 0.2})
+    means = [0.3 if number <= n_kept else 0.1 for number in (1, 2, 3)]
+    known = {one: torch.tensor([mean]) for one, mean in zip(pass_.wants(often), means, strict=True)}
+    done = run_step(often, pass_, Context(statistics=known), step=2)
+    assert [site.summary for site in done.applied] == [f"passes dropped: {3 - n_kept}"]
+    assert done.predicted == done.counted
+    less = inserted(program, times=n_kept, layers=layers).program
+    assert done.text_after == program_text(less)
+    last = run_step(often, pass_, Context(statistics={**known, list(known)[-1]: torch.tensor([0.9])}), step=2)
+    assert [refusal.reason for refusal in last.refusals] == ["its mean gate is 0.9, and `below` is 0.2"]
+
+
 def test_gates_below_the_threshold_are_dropped() -> None:
     program = inserted(blocks(), times=2).program
     pass_ = make_pass("drop-traversal", {"below": 0.1})

@@ -86,14 +86,15 @@ class TraversalForm:
 @dataclass(frozen=True)
 class Traversal:
     """A traversal that lies in a graph: the layer it was made for, what the first pass gives, the value that takes its
-    place, the gates' values w [.., 1] in order of the passes, and the choice between first pass and traversal where
-    there is one.
+    place, the gates' values w [.., 1] and what is behind each in order of the passes, and the choice between first pass
+    and traversal where there is one.
     """
 
     site: str
     first: fx.Node
     result: fx.Node
     gates: tuple[fx.Node, ...]
+    totals: tuple[fx.Node, ...]
     choice: fx.Node | None
 
     def nodes(self, order: Mapping[fx.Node, int]) -> tuple[fx.Node, ...]:
@@ -241,18 +242,18 @@ def find_traversals(module: fx.GraphModule) -> list[Traversal]:
 def _traversal(site: str, calls: list[fx.Node]) -> Traversal | None:
     """The traversal around the gates' scores; None where an edit has changed its form."""
     gates: list[fx.Node] = []
-    total: fx.Node | None = None
+    totals: list[fx.Node] = []
     for call in calls:
         weight = _weight_of(call)
         total = None if weight is None else _sum_behind(weight)
         if weight is None or total is None:
             return None
         gates.append(weight)
-    first = calls[0].all_input_nodes[0]
-    assert total is not None
+        totals.append(total)
+    first, total = calls[0].all_input_nodes[0], totals[-1]
     choices = [n for n in total.users if n.target is aten.where.self and n.args[1] is total and n.args[2] is first]
     choice = choices[0] if choices else None
-    return Traversal(site, first, total if choice is None else choice, tuple(gates), choice)
+    return Traversal(site, first, total if choice is None else choice, tuple(gates), tuple(totals), choice)
 
 
 def _weight_of(score: fx.Node) -> fx.Node | None:
@@ -283,8 +284,17 @@ def traversed_nodes(module: fx.GraphModule) -> frozenset[fx.Node]:
     return frozenset(node for one in find_traversals(module) for node in one.nodes(order))
 
 
-def drop_traversal(module: fx.GraphModule, traversal: Traversal) -> None:
-    """Lets all that read the result read the first pass; what only the traversal needed goes."""
-    hand_marks_on(traversal.result, traversal.first)
-    traversal.result.replace_all_uses_with(traversal.first)
+def drop_traversal(module: fx.GraphModule, traversal: Traversal, *, n_kept: int = 0) -> None:
+    """Drops the passes behind the first `n_kept` after the first one; what only they needed goes.
+
+    With none kept, all that read the result read the first pass.
+    """
+    if n_kept >= len(traversal.gates):
+        return
+    last = traversal.totals[n_kept - 1] if n_kept else traversal.first
+    if n_kept and traversal.choice is not None:
+        traversal.choice.replace_input_with(traversal.totals[-1], last)
+    else:
+        hand_marks_on(traversal.result, last)
+        traversal.result.replace_all_uses_with(last)
     drop_dead_nodes(module)

@@ -126,9 +126,14 @@ def _recovery_section(state: RunState) -> dict[str, Any] | None:
 def _traversal_section(state: RunState) -> list[dict[str, Any]]:
     """What the gates of traversed layers let through on the profile split, and which traversals are in the artifact."""
     components = state.optimized.components
-    kept = {(name, one.site) for name, part in components.items() for one in find_traversals(part.graph)}
+    kept = {
+        (name, one.site, number)
+        for name, part in components.items()
+        for one in find_traversals(part.graph)
+        for number in range(1, len(one.gates) + 1)
+    }
     found = state.traversal_gates.values()
-    return [{**asdict(one), "is_kept": (one.component, one.layer) in kept} for one in found]
+    return [{**asdict(one), "is_kept": (one.component, one.layer, one.number) in kept} for one in found]
 
 
 def _plan_section(state: RunState) -> dict[str, Any] | None:
