@@ -13,7 +13,7 @@ from vlmopt.cli import entry
 
 FIRST_PARTY = [
     "canonicalize", "drop-phantom", "drop-traversal", "fold-adapters", "fold-constants", "fold-cross-modal-adapter",
-    "fold-fixed-inputs", "fold-routers", "fold-skip-adapter", "insert-adaptation-adapter",
+    "fold-fixed-inputs", "fold-routers", "fold-skip-adapter", "freeze-first-token", "insert-adaptation-adapter",
     "insert-cross-modal-adapter", "insert-low-rank-adapter", "insert-phantom", "insert-skip-adapter",
     "insert-traversal", "replace-adapter-gate", "skip-branches", "skip-layers",
 ]  # fmt: skip

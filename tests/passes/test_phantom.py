@@ -17,7 +17,7 @@ from tests.benchmarks.adapter_counts import PHANTOMS, attentive, counted
 from tests.passes.test_low_rank import run
 from vlmopt.capture import capture
 from vlmopt.core.contract import Context
-from vlmopt.core.errors import PassError
+from vlmopt.core.errors import PassError, VlmoptError
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Silent
 from vlmopt.emit import emit_program
@@ -249,6 +249,52 @@ def test_training_reaches_every_weight(decoders: tuple[Program, Program]) -> Non
     assert len(weights) == 3 * (12 + 4 + 1)
     assert all(weight.grad is not None and bool(torch.isfinite(weight.grad).all()) for weight in weights.values())
     assert all(float(weight.grad.abs().max()) > 0 for weight in weights.values() if weight.grad is not None)
+
+
+FIRST = 7
+
+
+@pytest.fixture(scope="module")
+def frozen(decoders: tuple[Program, Program]) -> StepResult:
+    return made(decoders[1], "freeze-first-token", {"token": FIRST})
+
+
+@pytest.mark.parametrize("n_rows", [1, 2])
+@pytest.mark.parametrize("has_image", [True, False])
+def test_constants_of_the_first_token_are_what_the_phantom_dimension_finds_in_the_prompt(
+    decoders: tuple[Program, Program], frozen: StepResult, n_rows: int, *, has_image: bool
+) -> None:
+    _, phantom = decoders
+    ids, mask, pixels = prompts(phantom, has_image=has_image, n_rows=n_rows)
+    ids.scatter_(1, mask.argmax(1, keepdim=True), FIRST)
+    assert [site.summary for site in frozen.applied] == [f"for prompts that begin with {FIRST}"] * 3
+    assert frozen.predicted == frozen.counted
+    wanted, tokens = logits(phantom, (ids, mask, pixels), is_cached=True)
+    for is_cached in (True, False):
+        found, others = logits(frozen.program, (ids, mask, pixels), is_cached=is_cached)
+        assert torch.equal(tokens, others)
+        assert float((found - wanted).abs().max()) < 1e-5
+
+
+def test_with_constants_the_cache_is_an_ordinary_one_and_other_prompts_are_refused(
+    decoders: tuple[Program, Program], frozen: StepResult
+) -> None:
+    plain, _ = decoders
+    assert frozen.program.components[DECODER].inputs == plain.components[DECODER].inputs
+    assert frozen.program.components[DECODER].outputs == plain.components[DECODER].outputs
+    ids, mask, _ = prompts(plain, has_image=False, n_rows=2)
+    with pytest.raises(VlmoptError, match=f"begins with token .*; expected {FIRST}, of which the program holds"):
+        opened(frozen.program, ids, mask)
+    folded = made(frozen.program, "fold-constants").program
+    counts = [
+        sum(node.op == "call_module" for node in program.components[DECODER].graph.graph.nodes)
+        for program in (frozen.program, folded)
+    ]
+    assert counts[0] - counts[1] == 3 * 3 * 2  # of three layers, three parts: what is made of token 0 twice
+    for program, original in ((frozen.program, plain), (folded, made(plain, "fold-constants").program)):
+        assert program_text(without_phantoms(program)) == program_text(original)
+        again = made(program, "freeze-first-token", {"token": FIRST})
+        assert {refusal.reason for refusal in again.refusals} == {"holds constants already"}
 
 
 @pytest.mark.slow

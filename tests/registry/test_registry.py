@@ -14,7 +14,7 @@ FIRST_PARTY = (
     "canonicalize", "skip-branches", "skip-layers", "fold-constants", "fold-fixed-inputs", "insert-skip-adapter",
     "insert-adaptation-adapter", "fold-skip-adapter", "fold-adapters", "insert-low-rank-adapter",
     "insert-cross-modal-adapter", "fold-cross-modal-adapter", "replace-adapter-gate",
-    "insert-phantom", "drop-phantom",
+    "insert-phantom", "drop-phantom", "freeze-first-token",
     "insert-traversal", "drop-traversal", "fold-routers",
 )  # fmt: skip
 GOOD = '''

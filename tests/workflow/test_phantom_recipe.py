@@ -10,8 +10,14 @@ import pytest
 import yaml
 
 from tests import toys
+from vlmopt.capture import capture
 from vlmopt.cli import entry
+from vlmopt.core.errors import ArtifactError
+from vlmopt.preprocess import Preprocessor
+from vlmopt.prompting import Prompter
 from vlmopt.recipe.loading import load_recipe
+from vlmopt.runtime import load
+from vlmopt.runtime.generation import Decoding, Prompt
 
 
 @pytest.mark.slow
@@ -45,3 +51,34 @@ def test_a_recipe_trains_phantom_dimensions_by_preference_and_reports_the_module
     found = json.loads(capsys.readouterr().out)
     assert found["value"] == found["recorded"]
     assert entry.run(["verify", "-q", str(out)]) == 0
+
+
+@pytest.mark.slow
+def test_a_recipe_takes_constants_of_the_first_token_and_the_artifact_answers_no_other_prompt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = toys.write_model("llava_llama", tmp_path / "model"), tmp_path / "out"
+    task = toys.write_task(tmp_path / "task", "image-text-to-text", n=9)
+    generation = capture(str(model)).generation
+    assert generation is not None
+    prompter = Prompter.of(Preprocessor.load(model), generation)
+    token = prompter.encode("what colour is this?", 1)[0]
+    phantom = {"insert-phantom": {"eta": 0.2, "branches": ["decoder_model_merged/*"]}}
+    passes = ["canonicalize", phantom, {"freeze-first-token": {"token": token}}, "fold-constants"]
+    recovery = {"level": "adapters", "epochs": 1, "learning_rate": 0.01}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"model": str(model), "task": str(task), "passes": passes, "recovery": recovery}))
+    assert entry.run(["optimize", "-q", "--json", "--recipe", str(recipe), "-o", str(out)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [one["n_applied"] for one in report["passes"]][2] == 3
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["generation"]["first_token"] == token
+    names = [one["name"] for one in manifest["components"]["decoder_model_merged"]["inputs"]]
+    assert not any(name.endswith("query") for name in names)
+    assert all(gate["passed"] for gate in report["gates"])
+    assert entry.run(["verify", "-q", str(out)]) == 0
+    answerer = load(out)
+    entered = answerer.manifest.generation
+    assert entered is not None
+    with pytest.raises(ArtifactError, match=f"begins with token 5; expected token {token}, of which the artifact"):
+        Decoding(answerer._session, entered, [Prompt((5, token))], stop_tokens=frozenset())

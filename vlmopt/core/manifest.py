@@ -58,6 +58,7 @@ class GenerationEntry(_Entry):
     image_tokens: int
     stop_tokens: tuple[int, ...] = ()
     start_tokens: tuple[int, ...] = ()
+    first_token: int | None = None
     first_position: int = 0
     token_types: tuple[int, int, int] | None = None
     image_grid: tuple[int, int] | None = None

@@ -109,6 +109,7 @@ class Generation:
     image_tokens: int  # features of one image
     stop_tokens: tuple[int, ...] = ()  # an answer ends with any of them
     start_tokens: tuple[int, ...] = ()  # what text begins with, in place of what the tokenizer would put around it
+    first_token: int | None = None  # what every prompt has to begin with, where constants were made of it
     first_position: int = 0  # what `position_ids` count from
     token_types: tuple[int, int, int] | None = None  # `token_type_ids` of a prompt's text, images, answer
     image_grid: tuple[int, int] | None = None  # rows and columns of an image's features, for 3-row positions

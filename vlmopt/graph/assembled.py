@@ -33,9 +33,15 @@ def opened(program: Program, input_ids: Tensor, attention_mask: Tensor, pixel_va
     """The beginning of an answer to prompts [B, S], padded on the left. For images see `embedded`.
 
     Raises:
-        VlmoptError: the decoder attends to an image, and there is not one for every prompt.
+        VlmoptError: the decoder attends to an image, and there is not one for every prompt; or a prompt does not begin
+            with the token that it has to begin with.
     """
     generation, decoder = _generation(program), program.components[DECODER]
+    first = input_ids.gather(1, attention_mask.argmax(1, keepdim=True))
+    if generation.first_token is not None and not bool((first == generation.first_token).all()):
+        found = f"one begins with token {int(first[first != generation.first_token][0])}"
+        expected = f"{generation.first_token}, of which the program holds constants"
+        raise VlmoptError("the prompts", found, expected=expected, remedy="leave out freeze-first-token")
     cache = empty_cache(decoder, len(input_ids))
     if generation.cross_source is None:
         return Opening(input_ids, attention_mask, embedded(program, input_ids, pixel_values), cache)

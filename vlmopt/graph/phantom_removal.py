@@ -60,7 +60,12 @@ def drop_phantom(component: Component, phantom: Phantom) -> Component:
         _restore_mask(phantom.plain)
     else:
         _restore_scores(phantom, module)
-    gone = _entry_of(component, phantom)
+    return without_entry(component, entry_of(component, phantom))
+
+
+def without_entry(component: Component, gone: str | None) -> Component:
+    """The component without what is dead, and without the entry of the cache that this output is; None for no entry."""
+    module = component.graph
     if gone is not None:
         output, values = output_node(module), output_values(module)
         output.args = (tuple(v for v, spec in zip(values, component.outputs, strict=True) if spec.name != gone),)
@@ -110,10 +115,22 @@ def _restore_scores(phantom: Phantom, module: fx.GraphModule) -> None:
         pending.extend(node.users)
 
 
-def _entry_of(component: Component, phantom: Phantom) -> str | None:
-    """The name of the output with the queries of token 0; None without a cache."""
+def entry_of(component: Component, phantom: Phantom) -> str | None:
+    """The name of the output with the queries of token 0; None without a cache, or with constants."""
     module = component.graph
-    (call,) = (n for n in module.graph.nodes if n.op == "call_module" and n.target == f"{phantom.path}.query.key")
+    first = first_value(module, phantom, "query")
     names = dict(zip(output_values(module), (spec.name for spec in component.outputs), strict=True))
+    return None if first is None else names.get(first)
+
+
+def first_value(module: fx.GraphModule, phantom: Phantom, part: str) -> fx.Node | None:
+    """What the phantom dimension takes of token 0 for its `query`, `key` or `value`, [B, H, 1, d]; None where what is
+    made of it is a constant.
+    """
+    target = f"{phantom.path}.{part}.key"
+    call = next((node for node in module.graph.nodes if node.op == "call_module" and node.target == target), None)
+    if call is None:
+        return None
     (turned,) = call.all_input_nodes
-    return names.get(turned.all_input_nodes[0])
+    first: fx.Node = turned.all_input_nodes[0]
+    return first

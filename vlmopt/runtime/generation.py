@@ -109,6 +109,11 @@ class Decoding:
             longest = min(longest, len(self._generation.start_tokens))  # the prompt itself lies before the encoder
         if not longest or any(not prompt.token_ids for prompt in self._prompts):
             raise ArtifactError("the prompt", "is empty", expected="a question or an instruction")
+        wanted_first = self._generation.first_token
+        others = [p.token_ids[0] for p in self._prompts if wanted_first is not None and p.token_ids[0] != wanted_first]
+        if others:
+            expected = f"token {wanted_first}, of which the artifact holds constants"
+            raise ArtifactError("the prompt", f"begins with token {others[0]}", expected=expected)
         room = self._decoder.dims["sequence"].maximum - longest
         if room < 1 or (wanted is not None and wanted > room):
             found = f"has {longest} tokens" + ("" if room < 1 else f", and {wanted} new ones were asked for")

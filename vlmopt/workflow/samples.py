@@ -122,6 +122,8 @@ def _prompts(program: Program, batch: int, *, seed: int) -> tuple[Tensor, Tensor
     mark, vision = program.generation.image_token, program.components[VISION]
     words = torch.randint(1, _LARGEST_WORD, (batch, WORDS), generator=generator)
     words[words == mark] = _LARGEST_WORD if mark != _LARGEST_WORD else 1
+    if program.generation.first_token is not None:
+        words[:, 0] = program.generation.first_token
     places = torch.full((batch, program.generation.image_tokens), mark)
     shape = [batch, *(int(size) for size in vision.inputs[0].shape[1:])]
     pixels = torch.randn(shape, generator=generator).to(getattr(torch, vision.inputs[0].dtype))
