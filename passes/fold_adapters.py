@@ -8,7 +8,7 @@ Identity: the same linear map; products are taken in float64 and rounded once.
 
 Cases:
 1. A low-rank chain beside a Linear goes, its bias into the bias, at whatever scale.
-2. Several chains go together; one that is no linear map stays beside the new weight.
+2. Several chains go together, wherever the layer is called with them; one that is no linear map stays beside it.
 3. A chain beside a convolution goes where it reads what the convolution reads; one beside an embedding is rows.
 4. Weights that are normed by a constant go as a whole.
 5. A chain with an activation, or whose mixture depends on the input, is refused.
@@ -33,7 +33,7 @@ from vlmopt.core.program import Program
 from vlmopt.graph.canonical import drop_dead_nodes
 from vlmopt.graph.example import program_of
 from vlmopt.graph.parallel import find_parallel
-from vlmopt.graph.parallel_folding import apply_parallel, fold_savings, weight_readers, why_shared
+from vlmopt.graph.parallel_folding import alike, apply_parallel, fold_savings, weight_readers, why_shared
 
 _Forward = Callable[["_Adapted", Tensor], Tensor]
 
@@ -53,19 +53,19 @@ class FoldAdapters(Pass):
         for name, component in program.components.items():
             found, kept = find_parallel(component.graph)
             refusals += [Refusal(f"{name}/{one.name}", name, one.reason) for one in kept]
-            why = {fold: why_shared(component.graph, name, fold, readers) for fold in found}
-            refusals += [Refusal(f"{name}/{fold.path}", name, reason) for fold, reason in why.items() if reason]
-            folds = [fold for fold in found if not why[fold]]
-            for fold, saving in zip(folds, fold_savings(program, name, folds, readers), strict=True):
-                summary = f"chains beside it: {len(fold.chains)}"
-                sites.append(Site(f"{name}/{fold.path}", name, (fold.path,), saving, summary))
+            groups = [(own, why_shared(component.graph, name, own, readers)) for own in alike(found)]
+            refusals += [Refusal(f"{name}/{own[0].path}", name, reason) for own, reason in groups if reason]
+            folds = [own for own, reason in groups if not reason]
+            for own, saving in zip(folds, fold_savings(program, name, folds, readers), strict=True):
+                summary = f"chains beside it: {len(own[0].chains)}" + (f", {len(own)} calls" if own[1:] else "")
+                sites.append(Site(f"{name}/{own[0].path}", name, (own[0].path,), saving, summary))
         return Plan(tuple(sites), tuple(refusals))
 
     def apply(self, program: Program, site: Site, context: Context) -> None:
         graph = program.components[site.component].graph
-        for fold in find_parallel(graph)[0]:
-            if fold.path in site.target:
-                apply_parallel(graph, fold)
+        for own in alike([fold for fold in find_parallel(graph)[0] if fold.path in site.target]):
+            if own[0].path in site.target:
+                apply_parallel(graph, own)
                 drop_dead_nodes(graph)
                 return
 
@@ -137,6 +137,7 @@ def _chosen(m: _Adapted, x: Tensor) -> Tensor:
 _CASES: tuple[tuple[str, _Forward, int, tuple[str, ...]], ...] = (
     ("one chain", _beside(lambda m, x: 2.0 * m.b(m.a(x))), 1, ()),
     ("several chains", _several, 1, ()),
+    ("two calls", lambda m, x: _several(m, x) * _several(m, torch.tanh(x)), 1, ()),
     ("one of two", lambda m, x: _several(m, x) + m.b(torch.relu(m.a(x))), 1, ("a relu is part of it",)),
     ("convolution", _convolution, 1, ()),
     ("embedding", _embedding, 1, ()),

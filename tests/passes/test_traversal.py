@@ -209,6 +209,40 @@ def test_what_is_left_after_a_skip_is_traversed_and_its_marks_stay_in_order() ->
     assert marks == ["layers.0.attention", "layers.1.attention", "layers.1.ffn"]
 
 
+@pytest.mark.parametrize("n_apart", [0, 1])
+def test_adapters_beside_layers_that_are_traversed_fold_into_both_passes(n_apart: int) -> None:
+    _, program = captured_toy("llava_llama")
+    program = applied(program, "canonicalize", {}).program
+    adapted = applied(program, "insert-low-rank-adapter", {"rank": 2, "modules": (f"{DECODER}/*proj",)}).program
+    both = inserted(adapted, start="paper").program
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in adapter_parameters(both).items():
+        if "low_rank" in name:
+            weight.data = 0.1 * torch.randn(weight.shape, generator=generator)
+    graph = both.components[DECODER].graph
+    again = next(n for n in graph.graph.nodes if n.name == "model_language_model_layers_1_self_attn_q_proj_1")
+    if n_apart:  # of the second pass alone
+        change = next(user for user in again.users if user.target is torch.ops.aten.add.Tensor).all_input_nodes[1]
+        change.args = (change.args[0], 3.0)
+        graph.recompile()
+    done = applied(both, "fold-adapters", {})
+    assert done.predicted == done.counted
+    assert len(done.applied) == 21 - n_apart
+    assert sum(site.summary == "chains beside it: 1, 2 calls" for site in done.applied) == 21 - n_apart
+    assert len([one for one in done.refusals if "would have to stay" in one.reason]) == 2 * n_apart
+    given = prompts(program, n_images=(1,), n_padding=0)
+    with torch.no_grad():
+        found, wanted = (opened(each, *given) for each in (done.program, both))
+        logits = [
+            step(each, o.inputs_embeds, given[1], o.cache, input_ids=given[0])[0]
+            for each, o in ((done.program, found), (both, wanted))
+        ]
+    assert float((logits[0] - logits[1]).abs().max()) < 1e-5
+    if not n_apart:
+        assert done.text_after == program_text(inserted(program, start="paper").program)
+        assert program_text(applied(both, "drop-traversal", {}).program) == program_text(adapted)
+
+
 @pytest.mark.parametrize("n_kept", [1, 2])
 def test_passes_behind_the_last_open_gate_go_and_the_rest_is_a_layer_traversed_less_often(n_kept: int) -> None:
     _, program = captured_toy("llava_llama")

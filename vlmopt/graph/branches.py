@@ -11,7 +11,7 @@ Rules:
    one norm alone, skipping takes that norm along, since a norm of a normed stream is not the identity.
 4. Names only label what the structure found; a block is recognised by the number in its modules' common path.
 5. An adapter beside or in the place of a branch is a branch of kind `other`, in the layer that it was made for; one
-   inside a branch is a part of that branch.
+   inside a branch, be it beside the layer that the branch ends in, is a part of that branch.
 """
 
 from __future__ import annotations
@@ -122,11 +122,46 @@ def _is_add(node: fx.Node) -> bool:
 
 
 def _is_inner_add(node: fx.Node) -> bool:
-    """An addition that only another addition of the same shape reads is a part of that sum."""
+    """An addition that only another addition of the same shape reads is a part of that sum, unless it is a layer with
+    an adapter beside it."""
     if len(node.users) != 1:
         return False
     (user,) = node.users
-    return _is_add(user) and _shape(user) == _shape(node)
+    return _is_add(user) and _shape(user) == _shape(node) and _source_of(node) is None
+
+
+def _source_of(node: fx.Node) -> fx.Node | None:
+    """What a layer with adapters beside it reads; None where the sum is no such layer."""
+    for own, change in (node.args, node.args[::-1]):
+        assert isinstance(own, fx.Node)
+        assert isinstance(change, fx.Node)
+        source: fx.Node | None = None
+        if own.op == "call_module" and not _is_adapter_call(own) and len(own.all_input_nodes) == 1:
+            source = own.all_input_nodes[0]
+        elif _is_add(own):
+            source = _source_of(own)
+        if source is not None and _is_beside(change, source):
+            return source
+    return None
+
+
+def _is_beside(change: fx.Node, source: fx.Node) -> bool:
+    """Whether modules of adapters make the value of this source, and stored tensors, alone."""
+    seen, pending, makers = {source}, [change], 0
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.op == "placeholder" or (node.op == "call_module" and not _is_adapter_call(node)):
+            return False
+        makers += _is_adapter_call(node)
+        pending += node.all_input_nodes
+    return makers > 0
+
+
+def _is_adapter_call(node: fx.Node) -> bool:
+    return node.op == "call_module" and str(node.target).startswith(f"{ADAPTERS}.")
 
 
 def _terms(node: fx.Node, additions: list[fx.Node]) -> Iterator[fx.Node]:

@@ -27,8 +27,7 @@ from torch import Tensor, fx, nn
 from vlmopt.graph.adapters import is_adapter_call, site_name
 from vlmopt.graph.branches import find_branches
 from vlmopt.graph.build import insert_call
-from vlmopt.graph.canonical import drop_dead_nodes
-from vlmopt.graph.modules import ADAPTERS, clone_graph, get_at, has_path, set_at
+from vlmopt.graph.modules import ADAPTERS, get_at, has_path, set_at
 from vlmopt.graph.regions import is_linear_call
 
 aten = torch.ops.aten
@@ -136,18 +135,9 @@ def is_adapted(module: fx.GraphModule, target: Target) -> bool:
 
 
 def branch_kinds(module: fx.GraphModule) -> dict[str, str]:
-    """The kind of the branch that each module lies in, as it is without low-rank adapters.
-
-    With an adapter beside its last layer, a branch would share what lies in front of that layer with the adapter.
-    """
-    clone = clone_graph(module)
-    for target in find_targets(clone, lambda path: True):
-        users = list(target.call.users)
-        if is_adapted(clone, target) and len(users) == 1 and users[0].target is aten.add.Tensor:
-            users[0].replace_all_uses_with(target.call)
-    drop_dead_nodes(clone)
+    """The kind of the branch that each module lies in."""
     kinds: dict[str, str] = {}
-    for branch in find_branches(clone):
+    for branch in find_branches(module):
         kinds |= {str(node.target): branch.kind.value for node in branch.region if node.op == "call_module"}
     return kinds
 

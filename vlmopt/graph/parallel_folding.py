@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import is_fake
 
 from vlmopt.core.cost import Cost
 from vlmopt.core.program import Program
@@ -28,10 +29,36 @@ def weight_readers(program: Program) -> Readers:
     return readers
 
 
-def why_shared(module: fx.GraphModule, component: str, fold: ParallelFold, readers: Readers) -> str:
-    """Who else reads the layer's weights and stays, so that the old ones would have to be kept; empty where nobody."""
-    going = {(component, node) for node in (fold.layer, *gone_nodes(module, [fold]))}
-    others = {reader for weight in weights_of(module, fold.layer) for reader in readers[id(weight)]} - going
+def alike(folds: Sequence[ParallelFold]) -> list[list[ParallelFold]]:
+    """The folds, those together that give one layer the same weight: a layer of a traversal is called again, with the
+    same chains beside it.
+    """
+    by_path: dict[str, list[ParallelFold]] = {}
+    for fold in folds:
+        by_path.setdefault(fold.path, []).append(fold)
+    found: list[list[ParallelFold]] = []
+    for own in by_path.values():
+        found += [own] if len(own) == 1 or _is_one_weight(own) else [[fold] for fold in own]
+    return found
+
+
+def _is_one_weight(folds: Sequence[ParallelFold]) -> bool:
+    with torch.no_grad():
+        first, *others = [fold.map.values() for fold in folds]
+    if any(not isinstance(part, Tensor) or part.is_meta or is_fake(part) for part in first if part is not None):
+        return False
+    return all(
+        (mine is None) is (its is None) and (mine is None or torch.equal(mine, its))  # type: ignore[arg-type]
+        for other in others
+        for mine, its in zip(first, other, strict=True)
+    )
+
+
+def why_shared(module: fx.GraphModule, component: str, folds: Sequence[ParallelFold], readers: Readers) -> str:
+    """Who else reads the weights of the layer that these give one weight, and stays, so that the old ones would have to
+    be kept; empty where nobody."""
+    going = {(component, node) for node in (*(fold.layer for fold in folds), *gone_nodes(module, folds))}
+    others = {reader for weight in weights_of(module, folds[0].layer) for reader in readers[id(weight)]} - going
     if not others:
         return ""
     name, node = min(others, key=lambda reader: (reader[0], reader[1].name))
@@ -50,19 +77,22 @@ def gone_nodes(module: fx.GraphModule, folds: Sequence[ParallelFold]) -> set[fx.
     return gone
 
 
-def fold_savings(program: Program, component: str, folds: Sequence[ParallelFold], readers: Readers) -> list[Cost]:
-    """What each fold saves when all are applied in this order; a weight that chains share goes with the last one."""
+def fold_savings(
+    program: Program, component: str, groups: Sequence[Sequence[ParallelFold]], readers: Readers
+) -> list[Cost]:
+    """What each group of folds that are alike saves when all are applied in this order; a weight that chains share goes
+    with the last one."""
     part = program.components[component]
     module, gone, costs = part.graph, set[fx.Node](), list[Cost]()
-    for i, fold in enumerate(folds):
-        now = gone_nodes(module, folds[: i + 1])
+    for i, group in enumerate(groups):
+        now = gone_nodes(module, [fold for before in groups[: i + 1] for fold in before])
         own = {(component, node) for node in now}
         fresh = [node for node in module.graph.nodes if node in now - gone]
         read = {id(w): w for node in fresh for w in weights_of(module, node)}
         freed = {key: weight for key, weight in read.items() if readers[key] <= own}
         cost = nodes_cost(part, fresh, program.dims, seen=set(read))
         n, n_bytes = sum(w.numel() for w in freed.values()), sum(w.numel() * w.element_size() for w in freed.values())
-        costs.append(cost + Cost(n, n_bytes) - _grown(module, fold))
+        costs.append(cost + Cost(n, n_bytes) - _grown(module, group[0]))
         gone = now
     return costs
 
@@ -76,14 +106,21 @@ def _grown(module: fx.GraphModule, fold: ParallelFold) -> Cost:
     return Cost(fold.map.width, fold.map.width * leaf.weight.element_size())
 
 
-def apply_parallel(module: fx.GraphModule, fold: ParallelFold) -> None:
-    """Puts the new layer in the old one's place and takes the chains out of the sum; dead code is left behind."""
-    leaf = get_at(module, fold.path)
+def apply_parallel(module: fx.GraphModule, folds: Sequence[ParallelFold]) -> None:
+    """Puts the new layer in the old one's place and takes the chains of folds that are alike out of their sums; dead
+    code is left behind."""
+    first = folds[0]
+    leaf = get_at(module, first.path)
     assert isinstance(leaf, nn.Linear | nn.Conv2d | nn.Embedding)
     with torch.no_grad():
-        matrix, shift = fold.map.values()
+        matrix, shift = first.map.values()
     assert isinstance(matrix, Tensor)
-    set_at(module, fold.path, _layer(leaf, matrix, shift))
+    set_at(module, first.path, _layer(leaf, matrix, shift))
+    for fold in folds:
+        _drop_chains(fold)
+
+
+def _drop_chains(fold: ParallelFold) -> None:
     dropped = {term.node for term in fold.chains}
     for holder in collapsing(fold.total, dropped):  # the inner ones first
         rest = [operand for operand in holder.all_input_nodes if operand not in dropped]
