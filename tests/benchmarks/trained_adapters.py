@@ -6,7 +6,7 @@ gets LoRA's best. `traversal` and `phantom` are trained together with that LoRA 
 what was inserted removed again (the control), so that what only training gained is told apart. `preference` is that
 LoRA trained to prefer right answers to wrong ones that the model finds likely as well.
 
-Cells are kept as they are measured: `python -m tests.benchmarks.trained_adapters style lora lily`.
+Cells are kept as they are measured, beside the tables: `python -m tests.benchmarks.trained_adapters style lora lily`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 
-from tests.benchmarks import towers
 from tests.benchmarks.cutting import SEED, recovered, state_of
 from tests.benchmarks.generative import CUT_TASKS
 from tests.benchmarks.llava_cuts import Bench, opened_bench, places, scores_of
@@ -41,6 +40,7 @@ from vlmopt.workflow.opening import OpenedTask, open_task
 
 Step = dict[str, Any]
 
+RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)
 RATES = (3e-4, 1e-3, 3e-3)
 EPOCHS, BATCH, N_ITEMS = 3, 8, 128
@@ -103,14 +103,13 @@ def best_rate(cells: Sequence[Cell]) -> float:
 
 def cells_of(task: str, kinds: Sequence[str]) -> list[Cell]:
     """The cells of these kinds and of LoRA's trials: measured before, or now."""
-    path = towers.cache() / "benchmarks" / f"trained-{task}.json"
+    path = RESULTS / f"trained-{task}.json"
     cells: list[Cell] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     with tempfile.TemporaryDirectory() as folder:
         training: _Training | None = None
         for cell in _missing(kinds, cells):
             training = training or _Training(opened_bench(task, Path(folder)), Path(folder))
             cells.append(training.measured(*cell))
-            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(cells, indent=1), encoding="utf-8")
             print(task, cells[-1], flush=True)
     return cells

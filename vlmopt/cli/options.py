@@ -100,8 +100,8 @@ def seed() -> Callable[[F], F]:
     return click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Seed of everything random.  [default: 0]")
 
 
-def num_samples(default: str) -> Callable[[F], F]:
-    text = f"Take at most this many samples of a split.  [default: {default}]"
+def num_samples(default: str, *, what: str = "a split") -> Callable[[F], F]:
+    text = f"Take at most this many samples of {what}.  [default: {default}]"
     return click.option("--num-samples", type=click.IntRange(min=2), metavar="N", help=text)
 
 

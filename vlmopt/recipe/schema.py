@@ -238,7 +238,8 @@ class VerifySettings(_Section):
 class Recipe(_Section):
     """A run, resolved: paths are absolute, and running it again gives the same artifact.
 
-    `num_samples` limits every split of the task, for quick trials; None takes all. `max_sites` is the largest number of
+    `num_samples` limits the profile and validation splits of the task; None takes all. The test split is judged whole:
+    it is the evidence. `max_sites` is the largest number of
     sites to apply, over all passes together, to find out which of them matters; None applies all. `adapters` are put on
     the model when it is opened; `fold-adapters` folds them.
     """

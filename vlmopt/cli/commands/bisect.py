@@ -32,7 +32,7 @@ from vlmopt.core.errors import EXIT_DIFFERENT, EXIT_OK
 @options.device()
 @options.dtype()
 @options.seed()
-@options.num_samples("all")
+@options.num_samples("all", what="the profile and validation splits each")
 @options.threads()
 @options.pass_dir()
 @options.pass_timeout()

@@ -27,7 +27,7 @@ from vlmopt.cli.watching import choose_steps, split_switches, switches
 @options.device()
 @options.dtype()
 @options.seed()
-@options.num_samples("all")
+@options.num_samples("all", what="the profile and validation splits each")
 @options.threads()
 @options.pass_dir()
 @options.allow_pickle()

@@ -31,7 +31,7 @@ from vlmopt.cli.watching import choose_steps, make_watch, split_switches, switch
 @options.device()
 @options.dtype()
 @options.seed()
-@options.num_samples("all")
+@options.num_samples("all", what="the profile and validation splits each")
 @options.threads()
 @options.pass_dir()
 @options.allow_pickle()
