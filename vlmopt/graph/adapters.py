@@ -31,7 +31,7 @@ from vlmopt.core.program import Component, Dim, Program
 from vlmopt.graph.adapter_places import AdapterPlace
 from vlmopt.graph.branches import Branch
 from vlmopt.graph.build import insert_call, insert_leaf
-from vlmopt.graph.modules import ADAPTERS, get_at, has_path
+from vlmopt.graph.modules import ADAPTERS, get_at, has_path, is_adapter_call
 from vlmopt.graph.sizes import counting_sizes, shape_of
 
 aten = torch.ops.aten
@@ -232,11 +232,6 @@ def is_adapter(branch: Branch) -> bool:
     """Whether the branch is an adapter, and not a branch of the model that holds one."""
     calls = [node for node in branch.region if node.op == "call_module"]
     return bool(calls) and all(map(is_adapter_call, calls))
-
-
-def is_adapter_call(node: fx.Node) -> bool:
-    """Whether the node calls a module of an adapter."""
-    return node.op == "call_module" and str(node.target).startswith(f"{ADAPTERS}.")
 
 
 def _site_of(node: fx.Node) -> str:

@@ -24,7 +24,7 @@ from itertools import takewhile
 import torch
 from torch import fx, nn
 
-from vlmopt.graph.modules import ADAPTERS, get_at
+from vlmopt.graph.modules import ADAPTERS, get_at, is_adapter_call
 
 aten = torch.ops.aten
 
@@ -136,7 +136,7 @@ def _source_of(node: fx.Node) -> fx.Node | None:
         assert isinstance(own, fx.Node)
         assert isinstance(change, fx.Node)
         source: fx.Node | None = None
-        if own.op == "call_module" and not _is_adapter_call(own) and len(own.all_input_nodes) == 1:
+        if own.op == "call_module" and not is_adapter_call(own) and len(own.all_input_nodes) == 1:
             source = own.all_input_nodes[0]
         elif _is_add(own):
             source = _source_of(own)
@@ -153,15 +153,11 @@ def _is_beside(change: fx.Node, source: fx.Node) -> bool:
         if node in seen:
             continue
         seen.add(node)
-        if node.op == "placeholder" or (node.op == "call_module" and not _is_adapter_call(node)):
+        if node.op == "placeholder" or (node.op == "call_module" and not is_adapter_call(node)):
             return False
-        makers += _is_adapter_call(node)
+        makers += is_adapter_call(node)
         pending += node.all_input_nodes
     return makers > 0
-
-
-def _is_adapter_call(node: fx.Node) -> bool:
-    return node.op == "call_module" and str(node.target).startswith(f"{ADAPTERS}.")
 
 
 def _terms(node: fx.Node, additions: list[fx.Node]) -> Iterator[fx.Node]:

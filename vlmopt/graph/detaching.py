@@ -10,10 +10,9 @@ import torch
 from torch import fx
 
 from vlmopt.core.errors import VlmoptError
-from vlmopt.graph.adapters import is_adapter_call
 from vlmopt.graph.canonical import drop_dead_nodes
 from vlmopt.graph.marks import hand_marks_on
-from vlmopt.graph.modules import ADAPTERS
+from vlmopt.graph.modules import ADAPTERS, is_adapter_call
 from vlmopt.graph.text import operation_text
 
 aten = torch.ops.aten

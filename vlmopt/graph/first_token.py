@@ -15,9 +15,9 @@ from torch import Tensor, fx, nn
 
 from vlmopt.core.program import NO_WORD, Component, Program
 from vlmopt.graph.assembled import DECODER, EMBEDDING, embedded, empty_cache, placed
-from vlmopt.graph.modules import set_at
+from vlmopt.graph.modules import output_values, set_at
 from vlmopt.graph.phantom_removal import Phantom, entry_of, find_phantoms, first_value, without_entry
-from vlmopt.graph.replay import inputs_of
+from vlmopt.graph.replay import Replay
 
 PARTS = ("query", "key", "value")
 N_TOKENS = 3  # of the prompts that are run: the first token, and two behind it
@@ -76,10 +76,14 @@ def _seen(program: Program, ids: Tensor) -> dict[str, Values]:
     }
     phantoms = [one for one in find_phantoms(decoder.graph) if not is_frozen(decoder.graph, one)]
     nodes = {one.path: first_nodes(decoder.graph, one) for one in phantoms}
-    watching = _Watching(decoder.graph, {node for parts in nodes.values() for node in parts.values()})
-    with torch.no_grad():
-        watching.run(*inputs_of(decoder, feed))
-    return {path: {part: watching.seen[node] for part, node in parts.items()} for path, parts in nodes.items()}
+    replay = Replay(decoder, [], output_values(decoder.graph)[0])
+    _, seen = replay.run_keeping(feed, [node for parts in nodes.values() for node in parts.values()])
+    return {path: {part: _tensor(seen[node]) for part, node in parts.items()} for path, parts in nodes.items()}
+
+
+def _tensor(value: object) -> Tensor:
+    assert isinstance(value, Tensor)
+    return value
 
 
 def first_nodes(module: fx.GraphModule, phantom: Phantom) -> dict[str, fx.Node]:
@@ -124,19 +128,3 @@ def _of_one_row(node: fx.Node) -> Tensor:
     value = node.meta["val"]
     made: Tensor = value.new_empty((1, *value.shape[1:]))
     return made
-
-
-class _Watching(fx.Interpreter):
-    """Runs a graph and keeps the values of some nodes."""
-
-    def __init__(self, graph: fx.GraphModule, nodes: set[fx.Node]) -> None:
-        super().__init__(graph)
-        self._nodes = nodes
-        self.seen: dict[fx.Node, Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> object:
-        value: object = super().run_node(n)
-        if n in self._nodes:
-            assert isinstance(value, Tensor)
-            self.seen[n] = value
-        return value

@@ -24,10 +24,10 @@ from enum import Enum
 import torch
 from torch import Tensor, fx, nn
 
-from vlmopt.graph.adapters import is_adapter_call, site_name
+from vlmopt.graph.adapters import site_name
 from vlmopt.graph.branches import find_branches
 from vlmopt.graph.build import insert_call
-from vlmopt.graph.modules import ADAPTERS, get_at, has_path, set_at
+from vlmopt.graph.modules import ADAPTERS, get_at, has_path, is_adapter_call, set_at
 from vlmopt.graph.regions import is_linear_call
 
 aten = torch.ops.aten

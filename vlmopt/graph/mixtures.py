@@ -22,12 +22,12 @@ from torch import Tensor, fx
 
 from vlmopt.core.cost import Cost
 from vlmopt.core.program import Component, Dim
-from vlmopt.graph.adapters import is_adapter_call, site_name
+from vlmopt.graph.adapters import site_name
 from vlmopt.graph.canonical import drop_dead_nodes, is_hand_on
 from vlmopt.graph.constants import constant_nodes
 from vlmopt.graph.costing import nodes_cost, weights_of
 from vlmopt.graph.linear_maps import CASTS, VIEWING
-from vlmopt.graph.modules import ADAPTERS, clone_graph, free_path, get_at, set_at
+from vlmopt.graph.modules import ADAPTERS, clone_graph, free_path, get_at, is_adapter_call, set_at
 from vlmopt.graph.parallel import ParallelFold, find_parallel
 from vlmopt.graph.regions import is_linear_call
 

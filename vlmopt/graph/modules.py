@@ -11,6 +11,11 @@ from torch.fx._lazy_graph_module import _LazyGraphModule
 ADAPTERS = "adapters"  # where the modules of all adapters lie
 
 
+def is_adapter_call(node: fx.Node) -> bool:
+    """Whether the node calls a module of an adapter."""
+    return node.op == "call_module" and str(node.target).startswith(f"{ADAPTERS}.")
+
+
 def set_at(root: nn.Module, path: str, value: nn.Module | nn.Parameter | torch.Tensor) -> None:
     """Puts a module, parameter or buffer at a dotted path, making empty containers on the way."""
     *parents, leaf = path.split(".")

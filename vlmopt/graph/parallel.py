@@ -21,14 +21,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx, nn
 
-from vlmopt.graph.adapters import is_adapter_call
 from vlmopt.graph.branches import nodes_between
 from vlmopt.graph.canonical import is_hand_on
 from vlmopt.graph.constants import constant_nodes
 from vlmopt.graph.costing import weights_of
 from vlmopt.graph.linear_maps import CASTS, SELECTING, VIEWING, LinearMap, Maps, NotLinear, Values
 from vlmopt.graph.linear_operations import maps_from
-from vlmopt.graph.modules import get_at
+from vlmopt.graph.modules import get_at, is_adapter_call
 from vlmopt.graph.text import operation_text
 
 aten = torch.ops.aten

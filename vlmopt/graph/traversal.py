@@ -30,7 +30,7 @@ from torch import Tensor, fx, nn
 from vlmopt.core.cost import Cost
 from vlmopt.core.errors import VlmoptError
 from vlmopt.core.program import Component, Dim, Program
-from vlmopt.graph.adapters import is_adapter_call, site_name
+from vlmopt.graph.adapters import site_name
 from vlmopt.graph.assembled import DECODER
 from vlmopt.graph.branches import nodes_between
 from vlmopt.graph.build import insert_call
@@ -45,7 +45,7 @@ from vlmopt.graph.layer_regions import (
     why_not_repeated,
 )
 from vlmopt.graph.marks import hand_marks_on
-from vlmopt.graph.modules import ADAPTERS, clone_graph, free_path, set_at
+from vlmopt.graph.modules import ADAPTERS, clone_graph, free_path, is_adapter_call, set_at
 from vlmopt.graph.regions import is_linear_call
 
 aten = torch.ops.aten
