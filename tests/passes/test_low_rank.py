@@ -112,6 +112,20 @@ def test_lora_adds_its_formula(kind: str, scale: float) -> None:
 
 
 @pytest.mark.parametrize("mixture", ["static", "routed"])
+def test_training_draws_the_experts_of_lily_apart(mixture: str) -> None:
+    program = insert(blocks(), {"kind": "lily", "experts": 3, "mixture": mixture, "rank": 2}).program
+    weights = adapter_parameters(program)
+    optimizer = torch.optim.AdamW([weight.requires_grad_(True) for weight in weights.values()], lr=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        program.components["model"].graph(batch())[0].square().sum().backward()
+        optimizer.step()
+    experts = [weight for name, weight in weights.items() if name.endswith(".experts")]
+    assert experts
+    assert all(float((weight[0] - weight[1]).abs().max()) > 1e-5 for weight in experts)
+
+
+@pytest.mark.parametrize("mixture", ["static", "routed"])
 def test_lily_adds_its_formula(mixture: str) -> None:
     found, w = change_of({"kind": "lily", "experts": 2, "alpha": 0.7, "mixture": mixture}, batch())
     hidden = hidden_of(batch()) @ w["head_8_3.down_0.weight"].T

@@ -42,6 +42,25 @@ def test_adapters_are_inserted_and_folded_and_the_fold_error_is_reported(
     assert all(step["predicted"] == step["counted"] for step in steps.values())
 
 
+def test_mixtures_that_were_trained_are_reported_though_they_are_folded_afterwards(
+    clip: Path, colours: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    lily = {"kind": "lily", "rank": 2, "stride": 2, "experts": 3, "modules": ["image_encoder/*fc1"]}
+    passes = ("canonicalize", {"insert-low-rank-adapter": lily}, "fold-adapters")
+    recovery = {"level": "adapters", "epochs": 2, "batch_items": 8, "learning_rate": 0.05}
+    more = {"task": str(colours), "recovery": recovery, "verify": {"max_drop_gate": False}}
+    recipe = recipe_of(clip, tmp_path, *passes, **more)
+    out = tmp_path / "out"
+    assert entry.run(["optimize", "-q", "--json", "--recipe", str(recipe), "-o", str(out)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    n = report["passes"][2]["n_applied"]
+    mixtures = report["mixtures"]
+    assert len(mixtures) == n > 1
+    assert not any(one["is_routed"] for one in mixtures)
+    assert all(abs(sum(one["shares"]) - 1) < 1e-9 and len(one["shares"]) == 3 for one in mixtures)
+    assert all(max(one["shares"]) - min(one["shares"]) > 1e-3 for one in mixtures)
+
+
 def test_folding_before_inserting_is_refused_before_anything_is_loaded(
     clip: Path, tmp_path: Path, capsys: Capture
 ) -> None:

@@ -175,7 +175,9 @@ class _Insertion:
             return made
         pool, n_pool = f"{ADAPTERS}.{self.target.family}", self.target.n_layers * form.shared_rank
         hidden = self._linear(f"{pool}.pool_down", value, n_pool)
-        hidden = insert_call(self.module, aten.mul.Tensor, (hidden, self._tensor(f"{own}.share", (n_pool,), 1.0)))
+        hidden = insert_call(
+            self.module, aten.mul.Tensor, (hidden, self._tensor(f"{own}.share", self._filled((n_pool,), 1.0)))
+        )
         shared = self._linear(f"{pool}.pool_up", hidden, self._width, is_zero=True)
         return insert_call(self.module, aten.add.Tensor, (made, shared))
 
@@ -189,9 +191,10 @@ class _Insertion:
             shares = insert_call(self.module, aten.mean.dim, (shares, axes))
             shares = insert_call(self.module, aten.unsqueeze.default, (shares, 0))
         else:
-            shares = self._tensor(f"{own}.mixture", (1, form.n_experts), 0.0)
+            # Apart from the start: experts that begin at zero with equal shares get equal gradients, and stay equal.
+            shares = self._tensor(f"{own}.mixture", self._weight(f"{own}.mixture", (1, form.n_experts), 1.0))
             shares = insert_call(self.module, aten.softmax.int, (shares, -1))
-        experts = self._tensor(f"{pool}.experts", (form.n_experts, self._width * form.rank), 0.0)
+        experts = self._tensor(f"{pool}.experts", self._filled((form.n_experts, self._width * form.rank), 0.0))
         weight = insert_call(self.module, aten.matmul.default, (shares, experts))
         weight = insert_call(self.module, aten.view.default, (weight, [self._width, form.rank]))
         return insert_call(self.module, aten.linear.default, (hidden, weight))
@@ -212,15 +215,17 @@ class _Insertion:
         node.meta["val"] = value.new_empty((*value.shape[:-1], width))
         return node
 
-    def _tensor(self, path: str, shape: Sequence[int], start: float) -> fx.Node:
-        """The parameter at the path, which is made where none lies there yet."""
+    def _tensor(self, path: str, start: nn.Parameter) -> fx.Node:
+        """The parameter at the path; where none lies there yet, it is this one."""
         if not has_path(self.module, path):
-            like = self.target.call.meta["val"]
-            made = torch.full(tuple(shape), start).to(dtype=like.dtype, device=like.device)
-            set_at(self.module, path, nn.Parameter(made))
+            set_at(self.module, path, start)
         node = self.module.graph.create_node("get_attr", path)
-        node.meta["val"] = self.target.call.meta["val"].new_empty(tuple(shape))
+        node.meta["val"] = self.target.call.meta["val"].new_empty(tuple(start.shape))
         return node
+
+    def _filled(self, shape: Sequence[int], value: float) -> nn.Parameter:
+        like = self.target.call.meta["val"]
+        return nn.Parameter(torch.full(tuple(shape), value).to(dtype=like.dtype, device=like.device))
 
     def _weight(self, path: str, shape: tuple[int, int], bound: float) -> nn.Parameter:
         """Uniform within the bound: what torch draws for a Linear, and all kinds for A."""

@@ -9,7 +9,6 @@ from functools import partial
 from vlmopt.core.adapter_file import NONE
 from vlmopt.core.contract import Context, Pass, Plan, Promise, Site
 from vlmopt.core.errors import GateError
-from vlmopt.core.facts import ADAPTERS_INSERTED
 from vlmopt.core.guarding import DEFAULT_TIME_LIMIT_S
 from vlmopt.core.program import Program
 from vlmopt.graph.modules import ADAPTERS
@@ -71,6 +70,8 @@ def _run_once(
     for number, pass_ in enumerate(passes, 1):
         state.step = number
         left = None if not limits else max(0, min(limits) - sum(len(done.applied) for done in steps))
+        if training is None or number > training:  # what follows may fold them
+            note_mixtures(state, program)
         with state.progress.stage(f"pass {pass_.name}"), state.ledger.timed(f"20-passes/{number:02d}-{pass_.name}"):
             result = run_step(
                 program,
@@ -100,8 +101,6 @@ def _run_once(
 def _context(state: RunState, program: Program, pass_: Pass, time_limit_s: float) -> Context:
     """What the pass may know beside the program."""
     note_gates(state, program, pass_)
-    if ADAPTERS_INSERTED in pass_.requires:
-        note_mixtures(state, program)
     known = requested_statistics(
         pass_,
         program,
