@@ -60,4 +60,5 @@ INPUTS_FOLDED = register_fact("inputs-folded", "components whose inputs the task
 ADAPTERS_INSERTED = register_fact(
     "adapters-inserted", "adapters lie under their own names, ready to be tuned or folded"
 )
+QUANTIZED = register_fact("quantized", "some layers hold integers for weights: what edits weights comes before")
 TRAVERSAL_INSERTED = register_fact("traversal-inserted", "layers read their own output again, mixed in by gates")

@@ -42,6 +42,7 @@ class ComponentEntry(_Entry):
     files: dict[str, str]
     inputs: tuple[TensorEntry, ...]
     outputs: tuple[TensorEntry, ...]
+    onnx_tolerance: float | None = None  # what its ONNX file was held to, where that is not what its type allows
 
 
 class SimilarityEntry(_Entry):

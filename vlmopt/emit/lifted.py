@@ -1,7 +1,8 @@
 """A component as torch.export has it: ATen calls alone, with every weight an input.
 
 A captured component is what exporting it again would give, but for its `torch.nn` leaves. Where those are the four
-that raising makes, and each call is one that ONNX has a translation for, a copy takes the place of a second export.
+that raising makes, or quantized ones, and each call is one that ONNX has a translation for, a copy takes the place of a
+second export.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from vlmopt.core.program import Component
+from vlmopt.emit.onnx_quantized import quantized_call
 from vlmopt.emit.onnx_translation import DIRECT
 from vlmopt.graph.canonical import ASSERTIONS
 from vlmopt.graph.modules import get_at, output_values, placeholders
+from vlmopt.graph.quantized import BlockwiseEmbedding, BlockwiseLinear, Int8Linear
 
 aten = torch.ops.aten
 
@@ -71,7 +74,9 @@ def _paths(source: fx.GraphModule, node: fx.Node) -> list[str]:
     if node.op != "call_module":
         return []
     leaf = get_at(source, str(node.target))
-    return [f"{node.target}.{name}" for name, _ in leaf.named_parameters()] if isinstance(leaf, nn.Module) else []
+    if not isinstance(leaf, nn.Module):
+        return []
+    return [f"{node.target}.{name}" for name, _ in (*leaf.named_parameters(), *leaf.named_buffers())]
 
 
 def _copied(
@@ -132,4 +137,7 @@ _LEAVES: Mapping[object, Callable[[Any, fx.Node, Weights], Call | None]] = {
     nn.LayerNorm: _layer_norm,
     nn.Conv2d: _conv2d,
     nn.Embedding: _embedding,
+    Int8Linear: quantized_call,
+    BlockwiseLinear: quantized_call,
+    BlockwiseEmbedding: quantized_call,
 }

@@ -40,6 +40,7 @@ def build_manifest(
     seed: int = 0,
     gates: Sequence[GateEntry] = (),
     adapters: Mapping[str, AdapterItem] | None = None,
+    tolerances: Mapping[str, float] | None = None,
 ) -> Manifest:
     """The manifest of an artifact that lies complete in `folder`, but for the manifest itself.
 
@@ -47,6 +48,7 @@ def build_manifest(
         emitted: what `emit_program` returned.
         files: every file whose change must be noticed; hashed here.
         prompts: the texts that stand for the labels, label by label, for an artifact that keeps its text encoder.
+        tolerances: by component, what its ONNX file was held to, where that is not what its type allows.
     """
     similarity = program.similarity
     return Manifest(
@@ -60,7 +62,10 @@ def build_manifest(
         generation=generation_entry(program),
         prompts=tuple(prompts),
         dims={name: dim_entry(dim) for name, dim in program.dims.items()},
-        components={name: component_entry(part, emitted.get(name, {})) for name, part in program.components.items()},
+        components={
+            name: component_entry(part, emitted.get(name, {}), (tolerances or {}).get(name))
+            for name, part in program.components.items()
+        },
         source=_source(program.source),
         versions=versions(),
         machine=_machine(),
@@ -104,11 +109,12 @@ def _source(source: ModelSource) -> SourceEntry:
     )
 
 
-def component_entry(component: Component, files: Mapping[str, str]) -> ComponentEntry:
+def component_entry(component: Component, files: Mapping[str, str], tolerance: float | None = None) -> ComponentEntry:
     return ComponentEntry(
         files=dict(files),
         inputs=tuple(_tensor(spec) for spec in component.inputs),
         outputs=tuple(_tensor(spec) for spec in component.outputs),
+        onnx_tolerance=tolerance,
     )
 
 

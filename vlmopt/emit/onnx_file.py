@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
@@ -20,6 +20,7 @@ from vlmopt.emit.exported import export_component
 from vlmopt.emit.onnx_choices import branch_choices
 from vlmopt.emit.onnx_direct import direct_program, translated
 from vlmopt.emit.onnx_graph import tidy
+from vlmopt.emit.onnx_quantized import with_calls
 from vlmopt.emit.onnx_translation import TRANSLATIONS, as_lowered
 from vlmopt.emit.written import EmittedFile, appearing
 
@@ -98,7 +99,7 @@ def _ir_version(opset: int) -> int:
 
 def _translated(component: Component, dims: Mapping[str, Dim], opset: int) -> ir.Model:
     direct = direct_program(component, dims)
-    exported = as_lowered(export_component(component, dims)) if direct is None else direct
+    exported = as_lowered(_exported(component, dims)) if direct is None else direct
     translate = translated if direct is not None else _translated_by_torch
     try:
         with torch.no_grad():
@@ -108,6 +109,10 @@ def _translated(component: Component, dims: Mapping[str, Dim], opset: int) -> ir
         raise EmitError(
             component.name, f"cannot be translated to ONNX opset {opset} ({reason})", remedy="try --opset 20 or above"
         ) from problem
+
+
+def _exported(component: Component, dims: Mapping[str, Dim]) -> torch.export.ExportedProgram:
+    return export_component(replace(component, graph=with_calls(component)), dims)
 
 
 def _translated_by_torch(component: Component, exported: torch.export.ExportedProgram, opset: int) -> ir.Model:

@@ -18,6 +18,8 @@ from onnxscript import opset18 as op
 from onnxscript.function_libs.torch_lib.ops.core import aten_bitwise_and, aten_bitwise_or
 from onnxscript.function_libs.torch_lib.ops.nn import aten_scaled_dot_product_attention
 
+from vlmopt.emit.onnx_quantized import QUANTIZED_CALLS, QUANTIZED_TRANSLATIONS
+
 aten = torch.ops.aten
 
 
@@ -86,6 +88,7 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     aten.to.device: _cast_on_device,
     aten.__and__.Tensor: aten_bitwise_and,
     aten.__or__.Tensor: aten_bitwise_or,
+    **QUANTIZED_TRANSLATIONS,
 }
 
 # Operations that torch's table of translations, or the one above, holds under their own names. It drops assertions.
@@ -121,4 +124,5 @@ def _overload(name: str) -> object:
 DIRECT: frozenset[object] = frozenset(
     {operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv}
     | {_overload(name) for name in _DIRECT_ATEN.split()}
+    | QUANTIZED_CALLS
 )

@@ -16,6 +16,7 @@ from torch import fx, nn
 from vlmopt.core.cost import Cost
 from vlmopt.core.program import PRESENT, Component, Dim, Program
 from vlmopt.graph.modules import get_at, output_values
+from vlmopt.graph.quantized import BlockwiseLinear, Int8Linear, QuantizedLeaf
 from vlmopt.graph.sizes import Sizes, bytes_of, counting_sizes, shape_of
 
 aten = torch.ops.aten
@@ -62,7 +63,7 @@ def nodes_cost(
         for tensor in weights_of(component.graph, node):
             if id(tensor) not in counted:
                 counted.add(id(tensor))
-                parameters += tensor.numel()
+                parameters += _count(component.graph, node, tensor)
                 parameter_bytes += tensor.numel() * tensor.element_size()
         macs += node_macs(component.graph, node, sizes)
         if node.op in ("call_module", "call_function") and node.target not in VIEWS:
@@ -82,14 +83,22 @@ def _kept_bytes(component: Component) -> dict[fx.Node, int]:
 
 
 def weights_of(module: fx.GraphModule, node: fx.Node) -> list[torch.Tensor]:
-    """The floating-point tensors that the node brings with it; index buffers are no parameters."""
+    """The weights that the node brings with it; index buffers are no parameters."""
     if node.op == "call_module":
         leaf = get_at(module, str(node.target))
+        if isinstance(leaf, QuantizedLeaf):
+            return list(leaf.buffers())
         return list(leaf.parameters()) if isinstance(leaf, nn.Module) else []
     if node.op == "get_attr":
         value = get_at(module, str(node.target))
         return [value] if isinstance(value, torch.Tensor) and value.is_floating_point() else []
     return []
+
+
+def _count(module: fx.GraphModule, node: fx.Node, tensor: torch.Tensor) -> int:
+    """Numbers in a weight of the node; several of few bits lie in one element."""
+    leaf = get_at(module, str(node.target))
+    return leaf.n_weights if isinstance(leaf, QuantizedLeaf) and tensor is leaf.weight else tensor.numel()
 
 
 def node_macs(module: fx.GraphModule, node: fx.Node, sizes: Sizes) -> int:
@@ -105,7 +114,7 @@ def node_macs(module: fx.GraphModule, node: fx.Node, sizes: Sizes) -> int:
 
 
 def _module_macs(leaf: object, out: tuple[int, ...]) -> int:
-    if isinstance(leaf, nn.Linear):
+    if isinstance(leaf, nn.Linear | Int8Linear | BlockwiseLinear):
         return math.prod(out) * leaf.in_features
     if isinstance(leaf, nn.Conv2d):
         return math.prod(out) * leaf.in_channels // leaf.groups * math.prod(leaf.kernel_size)

@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from vlmopt.core.errors import VlmoptError
+from vlmopt.graph.quantized import BlockwiseEmbedding, BlockwiseLinear, Int8Linear
 
 _FUNCTION_HOMES = {"operator": operator, "math": math, "torch": torch}
 _LEAVES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
@@ -21,6 +22,9 @@ _LEAVES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
         nn.Conv2d,
         ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
     ),
+    "Int8Linear": (Int8Linear, ("in_features", "out_features", "is_static", "is_qdq")),
+    "BlockwiseLinear": (BlockwiseLinear, ("in_features", "out_features", "bits", "block", "rounds_input")),
+    "BlockwiseEmbedding": (BlockwiseEmbedding, ("num_embeddings", "embedding_dim", "bits", "block")),
 }
 _TORCH_CONSTANTS = {torch.dtype: "dtype", torch.memory_format: "memory_format", torch.layout: "layout"}
 
@@ -108,7 +112,7 @@ def leaf_words(leaf: nn.Module, place: str) -> dict[str, Any]:
     if type(leaf) is not known:
         raise VlmoptError(place, f"calls a module of class {kind}, which cannot be written down")
     arguments = {name: write_value(getattr(leaf, name), place) for name in names}
-    if kind != "Embedding":
+    if not kind.endswith("Embedding"):
         arguments["bias"] = getattr(leaf, "bias", None) is not None
     return {"class": kind, "arguments": arguments}
 

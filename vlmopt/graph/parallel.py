@@ -28,11 +28,12 @@ from vlmopt.graph.costing import weights_of
 from vlmopt.graph.linear_maps import CASTS, SELECTING, VIEWING, LinearMap, Maps, NotLinear, Values
 from vlmopt.graph.linear_operations import maps_from
 from vlmopt.graph.modules import get_at, is_adapter_call
+from vlmopt.graph.quantized import QuantizedLeaf
 from vlmopt.graph.text import operation_text
 
 aten = torch.ops.aten
 
-_LAYERS = (nn.Linear, nn.Conv2d, nn.Embedding)
+_LAYERS = (nn.Linear, nn.Conv2d, nn.Embedding, QuantizedLeaf)
 _WEIGHT_AT = {  # calls that may be a layer without being a leaf, and where their weight stands
     aten.linear.default: 1, aten.matmul.default: 1, aten.mm.default: 1, aten.addmm.default: 2,
     aten.embedding.default: 0, aten.conv2d.default: 1,

@@ -100,6 +100,7 @@ class MetricSection(_Section):
     groups: tuple[GroupSection, ...] = ()  # largest drop first
     changes: ChangesSection | None = None
     removed: RemovedSection | None = None
+    simulated: float | None = None  # of a quantized program in PyTorch, beside its files in ONNX Runtime
 
 
 class CostSection(_Section):

@@ -38,13 +38,20 @@ def costs(report: Report) -> list[str]:
     low, high = metric.drop_interval95
     if metric.drop_points == 0:
         spread = "" if low == high == 0 else f" (95 % interval of the change: {_range(-high, -low)} points)"
-        return [f"{name} stays at {percent(metric.optimized)}{spread}.", *_removed(metric)]
+        return [f"{name} stays at {percent(metric.optimized)}{spread}.", *_removed(metric), *_simulated(metric)]
     falls = metric.drop_points > 0
     bounds = _range(low, high) if falls else _range(-high, -low)
     verb, noun = ("falls", "fall") if falls else ("rises", "rise")
     change = f"{name} {verb} by {drop_text(abs(metric.drop_points))} points"
     levels = f"from {percent(metric.original)} to {percent(metric.optimized)}"
-    return [f"{change}, {levels} (95 % interval of the {noun}: {bounds} points).", *_removed(metric)]
+    said = f"{change}, {levels} (95 % interval of the {noun}: {bounds} points)."
+    return [said, *_removed(metric), *_simulated(metric)]
+
+
+def _simulated(metric: MetricSection) -> list[str]:
+    if metric.simulated is None:
+        return []
+    return [f"The quantized program as it was simulated has {percent(metric.simulated)}."]
 
 
 def _removed(metric: MetricSection) -> list[str]:

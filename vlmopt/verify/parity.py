@@ -151,15 +151,22 @@ def check_file(
     cases: Sequence[Recorded],
     *,
     dtype: str,
+    limit: float | None = None,
     weights: Mapping[str, Tensor] | None = None,
 ) -> Gate:
-    """Whether a graph file computes what was recorded for every case; an ONNX file with these weights in it."""
+    """Whether a graph file computes what was recorded for every case; an ONNX file with these weights in it.
+
+    Args:
+        limit: the largest difference allowed, where that is not what the type allows.
+    """
     run = open_onnx(path, weights) if weights else OPENERS[kind](path)
-    worst = max(_worst(run(feed), wanted) for feed, wanted in cases)
-    return Gate(name, worst <= ARTIFACT[dtype], worst, ARTIFACT[dtype])
+    worst = max(worst_difference(run(feed), wanted) for feed, wanted in cases)
+    most = ARTIFACT[dtype] if limit is None else limit
+    return Gate(name, worst <= most, worst, most)
 
 
-def _worst(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+def worst_difference(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """The largest over all outputs; infinite where their numbers differ."""
     if len(found) != len(wanted):
         return float("inf")
     return max(difference(one, other) for one, other in zip(found, wanted, strict=True))

@@ -78,8 +78,13 @@ def _graphs(path: Path, manifest: Manifest) -> list[Gate]:
     for name, entry in manifest.components.items():
         for kind, file in entry.files.items():
             title = f"{file} {AS_RECORDED}"
-            gates.append(check_file(title, path / file, kind, cases[name], dtype=entry.outputs[0].dtype))
-    return gates + check_genai_graphs(manifest.generation, manifest.components, cases, path, claim=AS_RECORDED)
+            limit = entry.onnx_tolerance if kind == "onnx" else None
+            dtype = entry.outputs[0].dtype
+            gates.append(check_file(title, path / file, kind, cases[name], dtype=dtype, limit=limit))
+    held = {name: entry.onnx_tolerance for name, entry in manifest.components.items()}
+    limits = {name: limit for name, limit in held.items() if limit is not None}
+    graphs = manifest.components
+    return gates + check_genai_graphs(manifest.generation, graphs, cases, path, claim=AS_RECORDED, limits=limits)
 
 
 def recorded_cases(recorded: dict[str, Tensor], name: str, entry: ComponentEntry) -> list[Recorded]:

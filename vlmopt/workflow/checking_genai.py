@@ -23,6 +23,7 @@ def check_genai_graphs(
     folder: Path,
     *,
     claim: str,
+    limits: Mapping[str, float],
 ) -> list[Gate]:
     """A gate for each of its graphs that lies in `folder`; none where there are none.
 
@@ -30,6 +31,7 @@ def check_genai_graphs(
         components: of the program, or of the manifest of its artifact.
         cases: inputs and wanted outputs of every component: of the embedding first a prompt with the image that is the
             first case of the vision encoder, then a token.
+        limits: what a component's files are held to, where that is not what its type allows.
         claim: what each of the files is said to do, such as "equals the program".
     """
     if generation is None:
@@ -43,7 +45,8 @@ def check_genai_graphs(
         file = folder / "onnx" / f"{name}.onnx"
         if file.is_file():
             dtype = components[component].outputs[0].dtype
-            gates.append(check_file(f"onnx/{file.name} {claim}", file, "onnx", given(), dtype=dtype))
+            title, limit = f"onnx/{file.name} {claim}", limits.get(component)
+            gates.append(check_file(title, file, "onnx", given(), dtype=dtype, limit=limit))
     return gates
 
 

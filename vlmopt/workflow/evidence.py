@@ -10,6 +10,7 @@ from vlmopt.core.errors import TaskError
 from vlmopt.core.manifest import AdapterItem
 from vlmopt.core.workload import Outputs, by_part
 from vlmopt.emit.manifest import component_entry, dim_entry, generation_entry
+from vlmopt.graph.quantized import quantized_nodes
 from vlmopt.tasks.answers import Answer, Query, Slice
 from vlmopt.tasks.binding import TaskWorkload
 from vlmopt.tasks.pictures import picture_uri
@@ -48,6 +49,7 @@ class Evidence:
     size_bytes: dict[str, int] = field(default_factory=dict)
     n_test: int = 0
     adapters: dict[str, AdapterItem] = field(default_factory=dict)
+    tolerances: dict[str, float] = field(default_factory=dict)  # of ONNX files, where their type does not say it
 
 
 def final_evaluation(state: RunState, files: Files) -> tuple[dict[str, Any], list[PartDrop]]:
@@ -59,6 +61,7 @@ def final_evaluation(state: RunState, files: Files) -> tuple[dict[str, Any], lis
     optimized = _artifact_outputs(state, files, after)
     section = {
         **_metric(before, after, original, optimized, seed=state.recipe.seed),
+        "simulated": _simulated(state, after),
         "groups": _groups(before, before.slices(original), after.slices(optimized), seed=state.recipe.seed),
         "removed": modules_removed(
             source, state.optimized, after, optimized, seed=state.recipe.seed, progress=state.progress
@@ -66,6 +69,14 @@ def final_evaluation(state: RunState, files: Files) -> tuple[dict[str, Any], lis
         "changes": _changes(state, before.queries(), before.answers(original), after.answers(optimized)),
     }
     return section, _parts(before, after, original, optimized)
+
+
+def _simulated(state: RunState, workload: TaskWorkload) -> float | None:
+    """The metric of a quantized program, beside that of its files; None of one that is not quantized."""
+    if not any(quantized_nodes(component.graph) for component in state.optimized.components.values()):
+        return None
+    outputs = program_outputs(state.optimized, workload, what="the quantized program", progress=state.progress)
+    return float(workload.item_scores(outputs).mean())
 
 
 def _parts(before: TaskWorkload, after: TaskWorkload, original: Outputs, optimized: Outputs) -> list[PartDrop]:

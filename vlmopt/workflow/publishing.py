@@ -34,6 +34,7 @@ from vlmopt.tasks.specification import TaskKind
 from vlmopt.verify.parity import Gate, Recorded, check_file
 from vlmopt.workflow.budgeting import resource_gates
 from vlmopt.workflow.checking_genai import check_genai_graphs
+from vlmopt.workflow.checking_quantized import check_quantized_layers, quantized_tolerance
 from vlmopt.workflow.evidence import Evidence, drop_gates, final_evaluation
 from vlmopt.workflow.reporting import report_of
 from vlmopt.workflow.run_state import RunState
@@ -65,7 +66,7 @@ def emit_and_verify(state: RunState, steps: list[StepResult]) -> Evidence:
         copy_processor(state.opened.preprocessor.files, state.optimized, run.partial)
     evidence = Evidence(files, list(state.gates), adapters=held.items())
     with state.stage("verify"):
-        evidence.gates += _check_files(state, files, held)
+        evidence.gates += _check_files(state, files, held, evidence.tolerances)
     if state.bound is not None:
         with state.stage("evaluate"):
             evidence.metric, parts = final_evaluation(state, files)
@@ -107,8 +108,12 @@ def keep_measurements(run: RunDirectory) -> None:
             shutil.rmtree(folder)
 
 
-def _check_files(state: RunState, files: Files, held: Switchable) -> list[Gate]:
-    """Every file at two shapes against the program; the cases are kept, so `vlmopt verify` can repeat this later."""
+def _check_files(state: RunState, files: Files, held: Switchable, tolerances: dict[str, float]) -> list[Gate]:
+    """Every file at two shapes against the program; the cases are kept, so `vlmopt verify` can repeat this later.
+
+    Args:
+        tolerances: gets what ONNX files of quantized components are held to.
+    """
     gates: list[Gate] = []
     recorded: dict[str, Tensor] = {}
     every: dict[str, list[Recorded]] = {}
@@ -121,13 +126,19 @@ def _check_files(state: RunState, files: Files, held: Switchable) -> list[Gate]:
             cases.append((feed, wanted))
             recorded.update({f"{name}|{i}|{names[key]}": value.contiguous() for key, value in feed.items()})
             recorded.update({wanted_key(name, i, place): value.contiguous() for place, value in enumerate(wanted)})
+        if (tolerance := quantized_tolerance(component, cases)) is not None:
+            tolerances[name] = tolerance
         for kind, file in files[name].items():
-            dtype = component.outputs[0].dtype
-            gates.append(check_file(f"{file} equals the program", state.run.path(file), kind, cases, dtype=dtype))
+            dtype, limit = component.outputs[0].dtype, tolerances.get(name) if kind == "onnx" else None
+            title = f"{file} equals the program"
+            gates.append(check_file(title, state.run.path(file), kind, cases, dtype=dtype, limit=limit))
+        if "onnx" in files[name]:
+            gates += check_quantized_layers(component, state.optimized.dims, cases, opset=state.recipe.opset)
     program = state.optimized
     claim = "equals the program"
-    gates += check_genai_graphs(program.generation, program.components, every, state.run.partial, claim=claim)
-    gates += check_switched(state, held, files, every)
+    folder = state.run.partial
+    gates += check_genai_graphs(program.generation, program.components, every, folder, claim=claim, limits=tolerances)
+    gates += check_switched(state, held, files, every, limits=tolerances)
     atomic_write(state.run.path(CASES), save({key: value.clone() for key, value in recorded.items()}))
     return gates
 
@@ -168,4 +179,5 @@ def _manifest(state: RunState, evidence: Evidence) -> Manifest:
         seed=state.recipe.seed,
         gates=[GateEntry(name=g.name, passed=g.passed, found=g.found, allowed=g.allowed) for g in evidence.gates],
         adapters=evidence.adapters,
+        tolerances=evidence.tolerances,
     )

@@ -80,7 +80,12 @@ def write_adapters(state: RunState, held: Switchable) -> None:
 
 
 def check_switched(
-    state: RunState, held: Switchable, files: Mapping[str, Mapping[str, str]], cases: Mapping[str, Sequence[Recorded]]
+    state: RunState,
+    held: Switchable,
+    files: Mapping[str, Mapping[str, str]],
+    cases: Mapping[str, Sequence[Recorded]],
+    *,
+    limits: Mapping[str, float],
 ) -> list[Gate]:
     """Every graph with every other adapter in it against the program with that adapter."""
     gates: list[Gate] = []
@@ -93,7 +98,8 @@ def check_switched(
                 wanted = [(feed, run_outputs(component, feed)) for feed, _ in cases[part]]
                 file, dtype = files[part]["onnx"], component.outputs[0].dtype
                 title = f"{file} with adapter {name} equals the program"
-                gates.append(check_file(title, state.run.path(file), "onnx", wanted, dtype=dtype, weights=own))
+                path, limit = state.run.path(file), limits.get(part)
+                gates.append(check_file(title, path, "onnx", wanted, dtype=dtype, limit=limit, weights=own))
     return gates
 
 

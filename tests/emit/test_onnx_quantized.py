@@ -1,0 +1,130 @@
+"""Quantized leaves in files: ONNX Runtime computes what the program simulates, and so do the other formats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vlmopt.core.program import Component
+from vlmopt.emit import emit_onnx, emit_pt2, emit_torchscript, onnx_file
+from vlmopt.graph.example import DIMS, component_of
+from vlmopt.graph.modules import get_at, set_at
+from vlmopt.graph.quantized import QuantizedLeaf
+from vlmopt.graph.quantizing import blockwise_embedding, blockwise_linear, int8_linear
+from vlmopt.graph.replay import run_outputs
+from vlmopt.verify.parity import difference, open_onnx, open_pt2, open_torchscript
+
+X = torch.randn(3, 5, 40, generator=torch.Generator().manual_seed(0))
+WORDS = torch.tensor([[1, 2, 7], [0, 3, 3]])
+KINDS = ("dynamic", "qdq", "integer", "8 bits", "4 bits", "8 bits exact", "4 bits exact")
+OPERATIONS = {
+    "dynamic": {"DynamicQuantizeLinear", "MatMulInteger"},
+    "qdq": {"QuantizeLinear", "DequantizeLinear", "MatMul"},
+    "integer": {"QuantizeLinear", "MatMulInteger"},
+}
+
+
+class Two(nn.Module):
+    """A layer with a bias behind one without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(40, 64, bias=False), nn.Linear(64, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x)))
+
+
+def leaf_of(kind: str, layer: nn.Linear) -> QuantizedLeaf:
+    if kind[0] in "48":
+        exact = kind.endswith("exact")
+        return blockwise_linear(layer, int(kind[0]), 32, rounds_input=not exact, moments=None, rounding="nearest")
+    ranges = None if kind == "dynamic" else (-3.0, 4.0)
+    return int8_linear(layer, input_range=ranges, is_qdq=kind == "qdq", moments=None, rounding="nearest")
+
+
+def quantized(kind: str, dtype: torch.dtype = torch.float32) -> Component:
+    component = component_of(Two().to(dtype), X.to(dtype))
+    for path in ("first", "second"):
+        layer = get_at(component.graph, path)
+        assert isinstance(layer, nn.Linear)
+        set_at(component.graph, path, leaf_of(kind, layer))
+    return component
+
+
+@pytest.mark.parametrize("way", ["direct", "exported"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_runtime_computes_what_is_simulated(
+    kind: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way == "exported":
+        monkeypatch.setattr(onnx_file, "direct_program", lambda *_: None)
+    component = quantized(kind)
+    path = emit_onnx(component, DIMS, tmp_path / "m.onnx").path
+    used = {node.op_type for node in onnx.load(path).graph.node}
+    assert OPERATIONS.get(kind, {"MatMulNBits"}) <= used
+    for batch in (X, X[:1]):
+        (wanted,), (found,) = run_outputs(component, {"x": batch}), open_onnx(path)({"x": batch})
+        assert difference(found, wanted) < 2e-6
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "8 bits"])
+def test_a_program_in_bfloat16_is_quantized_too(kind: str, tmp_path: Path) -> None:
+    component = quantized(kind, torch.bfloat16)
+    path = emit_onnx(component, DIMS, tmp_path / "m.onnx").path
+    onnx.checker.check_model(onnx.load(path))
+    (wanted,) = run_outputs(component, {"x": X.bfloat16()})
+    assert wanted.dtype == torch.bfloat16
+
+
+def test_weights_take_the_bytes_that_their_bits_say(tmp_path: Path) -> None:
+    sizes = {}
+    for kind in ("dynamic", "4 bits", "8 bits"):
+        message = onnx.load(emit_onnx(quantized(kind), DIMS, tmp_path / f"{kind[0]}.onnx").path)
+        arrays = [onnx.numpy_helper.to_array(tensor) for tensor in message.graph.initializer]
+        sizes[kind] = sum(array.nbytes for array in arrays)
+    first, second, bias = 64, 8, 4 * 8  # outputs; 40 inputs are two blocks of 32, 64 are two as well
+    assert sizes["dynamic"] == first * 40 + second * 64 + 4 * (first + second) + bias
+    for bits, kind in ((4, "4 bits"), (8, "8 bits")):
+        assert sizes[kind] == (first + second) * (64 * bits // 8 + 2 * 4) + bias
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_embeddings_are_read_by_block(bits: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    component = component_of(nn.Sequential(nn.Embedding(9, 64), nn.ReLU()), WORDS)
+    (path,) = {str(node.target) for node in component.graph.graph.nodes if node.op == "call_module"}
+    table = get_at(component.graph, path)
+    assert isinstance(table, nn.Embedding)
+    set_at(component.graph, path, blockwise_embedding(table, bits, 32))
+    file = emit_onnx(component, DIMS, tmp_path / "m.onnx").path
+    feed = {component.inputs[0].name: WORDS}
+    assert torch.equal(open_onnx(file)(feed)[0], run_outputs(component, feed)[0])
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "qdq", "4 bits"])
+def test_other_formats_hold_the_simulation(kind: str, tmp_path: Path) -> None:
+    component = quantized(kind)
+    wanted = run_outputs(component, {"x": X})[0]
+    script = emit_torchscript(component, tmp_path / "m.pt").path
+    assert torch.equal(open_torchscript(script)({"x": X})[0], wanted)
+    assert torch.equal(open_pt2(emit_pt2(component, DIMS, tmp_path / "m.pt2").path)({"x": X})[0], wanted)
+    assert script.stat().st_size < 40_000
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_load_without_a_warning_and_pass_the_checker(
+    kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = emit_onnx(quantized(kind), DIMS, tmp_path / "m.onnx").path
+    onnx.checker.check_model(str(path))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session.run(None, {"x": X.numpy().astype(np.float32)})
+    assert capfd.readouterr() == ("", "")

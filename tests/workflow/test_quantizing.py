@@ -1,0 +1,186 @@
+"""Quantized runs: what gates they pass, what the artifact holds, what is judged, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+from tests.conftest import Workshop
+from vlmopt.cli import entry
+from vlmopt.core.contract import Context
+from vlmopt.core.manifest import read_manifest
+from vlmopt.core.program import Component
+from vlmopt.graph.example import DIMS, component_of, program_of
+from vlmopt.graph.modules import get_at, set_at
+from vlmopt.graph.quantized import Int8Linear, quantized_nodes
+from vlmopt.graph.quantizing import int8_linear
+from vlmopt.graph.replay import run_outputs
+from vlmopt.registry import make_pass
+from vlmopt.workflow.checking_quantized import check_quantized_layers, quantized_tolerance
+
+STEPS: dict[str, dict[str, Any]] = {
+    "dynamic": {"quantize-int8": {}},
+    "static": {"quantize-int8": {"ranges": "static"}},
+    "4 bits": {"quantize-weights": {"bits": 4, "rounding": "gptq"}},
+}
+
+
+def run(folder: Path, model: Path, task: Path, step: dict[str, Any]) -> int:
+    recipe = {"model": str(model), "task": str(task), "passes": ["canonicalize", step, "fold-constants"]}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"version": 1, **recipe, "budgets": {"max_drop": 60.0}}))
+    return entry.run(["optimize", "-q", "--recipe", str(folder / "recipe.yaml"), "-o", str(folder / "out")])
+
+
+@pytest.fixture(scope="module", params=STEPS)
+def artifact(request: pytest.FixtureRequest, workshop: Workshop, clip: Path, colours: Path) -> Path:
+    def make(path: Path) -> None:
+        assert run(path, clip, colours, STEPS[request.param]) == 0
+
+    return workshop.folder(f"quantized {request.param}", make) / "out"
+
+
+def test_the_artifact_is_judged_and_its_layers_are_checked_one_by_one(artifact: Path) -> None:
+    report = json.loads((artifact / "report.json").read_text())
+    gates = {gate["name"]: gate for gate in report["gates"]}
+    (layers,) = (gate for name, gate in gates.items() if "quantized layers of image_encoder compute" in name)
+    assert layers["passed"]
+    assert layers["found"] < 1e-4
+    whole = gates["image_encoder.onnx equals the program"]
+    assert whole["found"] <= whole["allowed"]
+    metric = report["result"]["metric"]
+    assert metric["simulated"] == pytest.approx(metric["optimized"], abs=0.1)
+    manifest = read_manifest(artifact)
+    assert manifest.components["image_encoder"].onnx_tolerance == whole["allowed"]
+    assert entry.run(["verify", "-q", str(artifact)]) == 0
+
+
+def test_the_head_is_fitted_behind_the_roundings_in_float(artifact: Path) -> None:
+    graph = onnx.load(artifact / "image_encoder.onnx").graph
+    kinds = [node.op_type for node in graph.node]
+    assert {"MatMulInteger", "QuantizeLinear", "MatMulNBits"} & set(kinds)
+    (last,) = (node for node in graph.node if "logits" in node.output)
+    assert last.op_type in ("Gemm", "Add", "MatMul")
+
+
+class Off(Int8Linear):
+    """A layer whose simulation is not what its file computes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 0.1
+
+
+class Stack(nn.Module):
+    """Two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x)))
+
+
+def odd_component(kind: type[Int8Linear]) -> Component:
+    component = component_of(Stack(), torch.ones(2, 8))
+    for path in ("first", "second"):
+        layer = get_at(component.graph, path)
+        assert isinstance(layer, nn.Linear)
+        leaf = int8_linear(layer, input_range=None, moments=None, rounding="nearest")
+        leaf.__class__ = kind if path == "second" else Int8Linear
+        set_at(component.graph, path, leaf)
+    return component
+
+
+@pytest.mark.parametrize(("kind", "passes"), [(Int8Linear, True), (Off, False)])
+def test_a_layer_that_computes_something_else_in_its_file_is_found(kind: type[Int8Linear], passes: bool) -> None:
+    component = odd_component(kind)
+    feed = {"x": torch.randn(3, 8, generator=torch.Generator().manual_seed(0))}
+    (gate,) = check_quantized_layers(component, DIMS, [(feed, run_outputs(component, feed))], opset=20)
+    assert gate.passed is passes
+    assert gate.name.startswith("2 quantized layers of model")
+
+
+def test_only_quantized_components_have_a_tolerance_of_their_own() -> None:
+    plain = component_of(Stack(), torch.ones(2, 8))
+    feed = {"x": torch.linspace(-1, 1, 16).reshape(2, 8)}
+    assert quantized_tolerance(plain, [(feed, run_outputs(plain, feed))]) is None
+    odd = odd_component(Int8Linear)
+    tolerance = quantized_tolerance(odd, [(feed, run_outputs(odd, feed))])
+    assert tolerance is not None
+    assert 1e-4 < tolerance < 0.1
+
+
+def test_an_adapter_beside_a_quantized_layer_is_not_folded() -> None:
+    class Adapted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base, self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 2, bias=False), nn.Linear(2, 8, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.base(x) + self.b(self.a(x)))
+
+    program = program_of(Adapted(), torch.ones(2, 8))
+    graph = program.components["model"].graph
+    quantize = make_pass("quantize-int8", {"modules": ["base"]})
+    (site,) = quantize.plan(program, Context()).sites
+    quantize.apply(program, site, Context())
+    assert len(quantized_nodes(graph)) == 1
+    (refusal,) = make_pass("fold-adapters", {}).plan(program, Context()).refusals
+    assert "quantized" in refusal.reason
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        ({"quantize-int8": {"modules": ["vision.*.q_prog"]}}, "matches nothing"),
+        ({"quantize-weights": {"block": 24}}, "expected one of 16, 32"),
+        ({"quantize-weights": {"bits": 3}}, "bits"),
+        ({"quantize-weights": {"round": "gptq"}}, "did you mean"),
+    ],
+)
+def test_options_that_make_no_sense_end_in_one_line(
+    step: dict[str, Any], said: str, clip: Path, colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, clip, colours, step) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_range_of_a_task_needs_a_task(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = {"version": 1, "model": str(clip), "passes": ["canonicalize", {"quantize-int8": {"ranges": "static"}}]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(words))
+    assert entry.run(["optimize", "-q", "--recipe", str(tmp_path / "recipe.yaml"), "-o", str(tmp_path / "out")]) == 1
+    assert "wants statistics of a task" in capsys.readouterr().err
+
+
+def test_traversals_of_one_layer_share_its_integers() -> None:
+    """A layer that is called twice stays one layer."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.layer(torch.tanh(self.layer(x))))
+
+    program = program_of(Twice(), torch.ones(2, 8))
+    program = replace(program, heads={})
+    quantize = make_pass("quantize-weights", {})
+    plan = quantize.plan(program, Context())
+    assert len(plan.sites) == 1
+    quantize.apply(program, plan.sites[0], Context())
+    nodes = quantized_nodes(program.components["model"].graph)
+    assert len(nodes) == 2
+    assert len({str(node.target) for node in nodes}) == 1
