@@ -35,7 +35,8 @@ class QuantizeInt8(Pass):
 
     Args:
         ranges: of inputs: `dynamic`, of each call, or `static`, the one that loses least on the task.
-        modules: names or patterns of Linears, as COMPONENT/PATH; by default all.
+        modules: names or patterns of Linears, as COMPONENT/PATH; by default all, or as many
+            as the allowed drop lets through, those that lose least for their bytes first.
         rounding: `nearest`, or `gptq`, where the rounding errors of a layer make up for each other on the task.
         operators: how a static range is written: `qdq`, floating-point operations between conversions, which a runtime
             fuses and every runtime reads, or `integer`, the integer operations themselves.
@@ -73,7 +74,7 @@ class QuantizeInt8(Pass):
         saved = savings(program, taken, self._empty)
         told = f"int8, {self.ranges} ranges"
         sites = [Site(o.key, o.component, (o.path,), cost, told) for o, cost in zip(taken, saved, strict=True)]
-        return Plan(tuple(sites), tuple(refusals))
+        return Plan(tuple(sites), tuple(refusals), is_chosen=bool(self.modules))
 
     def _empty(self, layer: Layer) -> Int8Linear:
         d_out, d_in = layer.leaf.weight.shape

@@ -39,7 +39,8 @@ class QuantizeWeights(Pass):
     Args:
         bits: of a weight, 8 or 4.
         block: inputs that share a scale: 16, 32, 64, 128 or 256. Smaller is more exact and larger.
-        modules: names or patterns of layers, as COMPONENT/PATH; by default all.
+        modules: names or patterns of layers, as COMPONENT/PATH; by default all, or as many
+            as the allowed drop lets through, those that lose least for their bytes first.
         embeddings: whether tables of embeddings are stored so as well.
         rounding: `nearest`, or `gptq`, where the rounding errors of a layer make up for each other on the task.
         integer_products: whether inputs are rounded to int8 by block, for the speed of integer products.
@@ -82,7 +83,7 @@ class QuantizeWeights(Pass):
         saved = savings(program, taken, self._empty)
         told = f"{self.bits} bits, blocks of {self.block}"
         sites = [Site(o.key, o.component, (o.path,), cost, told) for o, cost in zip(taken, saved, strict=True)]
-        return Plan(tuple(sites), tuple(refusals))
+        return Plan(tuple(sites), tuple(refusals), is_chosen=bool(self.modules))
 
     def _empty(self, layer: Layer) -> QuantizedLeaf:
         leaf, bits, block = layer.leaf, self.bits, self.block

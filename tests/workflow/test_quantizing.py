@@ -24,6 +24,7 @@ from vlmopt.graph.quantized import Int8Linear, quantized_nodes
 from vlmopt.graph.quantizing import int8_linear
 from vlmopt.graph.replay import run_outputs
 from vlmopt.registry import make_pass
+from vlmopt.rundir import LEDGER
 from vlmopt.workflow.checking_quantized import check_quantized_layers, quantized_tolerance
 
 STEPS: dict[str, dict[str, Any]] = {
@@ -184,3 +185,78 @@ def test_traversals_of_one_layer_share_its_integers() -> None:
     nodes = quantized_nodes(program.components["model"].graph)
     assert len(nodes) == 2
     assert len({str(node.target) for node in nodes}) == 1
+
+
+COARSE = """
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from vlmopt.core.contract import Case, Context, Pass, Plan, Promise, Site
+from vlmopt.core.cost import Cost
+from vlmopt.core.program import Program
+from vlmopt.graph.example import ResidualBlocks, program_of
+from vlmopt.graph.modules import set_at
+from vlmopt.graph.quantizable import find_layers, layer_at
+from vlmopt.graph.build import insert_leaf
+
+
+@dataclass(frozen=True)
+class QuantizeSigns(Pass):
+    \"\"\"Leaves of every weight its sign alone, far too large.\"\"\"
+
+    name: ClassVar[str] = "quantize-signs"
+    promise: ClassVar[Promise] = Promise.LOSSY
+
+    def plan(self, program: Program, context: Context) -> Plan:
+        layers = [layer for layer in find_layers(program) if program.heads.get(layer.component) != layer.path]
+        bytes_of = Cost(parameters_bytes=1)
+        sites = (Site(layer.key, layer.component, (layer.path,), bytes_of) for layer in layers)
+        return Plan(tuple(sites), is_chosen=False)
+
+    def apply(self, program: Program, site: Site, context: Context) -> None:
+        layer = layer_at(program, site.component, site.target[0])
+        graph = program.components[site.component].graph
+        leaf = torch.nn.Linear(layer.leaf.in_features, layer.leaf.out_features)
+        leaf.weight.data, leaf.bias.data = 50 * layer.leaf.weight.detach().sign(), layer.leaf.bias.detach()
+        leaf.requires_grad_(False)
+        for call in layer.calls:
+            with graph.graph.inserting_before(call):
+                made = insert_leaf(graph, layer.path, leaf, layer.operand)
+            call.replace_all_uses_with(made)
+            graph.graph.erase_node(call)
+
+    @classmethod
+    def cases(cls) -> Iterable[Case]:
+        yield Case("all", lambda: program_of(ResidualBlocks(), torch.ones(2, 8)), n_sites=4)
+"""
+
+
+@pytest.mark.parametrize("max_drop", [100.0, 2.0])
+def test_as_many_edits_are_taken_as_the_drop_allows(
+    max_drop: float, clip: Path, colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "passes").mkdir()
+    (tmp_path / "passes" / "quantize_signs.py").write_text(COARSE)
+    recipe = {"version": 1, "model": str(clip), "task": str(colours), "passes": ["canonicalize", "quantize-signs"]}
+    words = {**recipe, "budgets": {"max_drop": max_drop}, "pass_dirs": [str(tmp_path / "passes")]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(words))
+    code = entry.run(["optimize", "-q", "--recipe", str(tmp_path / "recipe.yaml"), "-o", str(tmp_path / "out")])
+    assert code in (0, 3)  # what the validation split allows, the test split need not
+    capsys.readouterr()
+    where = tmp_path / "out" if code == 0 else tmp_path / ".out.partial"
+    lines = [json.loads(line) for line in (where / LEDGER).read_text().splitlines()]
+    (plan,) = (line for line in lines if line["stage"] == "plan" and line["event"] == "2 quantize-signs")
+    tried = [line for line in lines if line["stage"] == "sensitivity"]
+    if max_drop == 100.0:
+        assert not plan["left"]
+        assert not tried
+    else:
+        assert plan["left"]
+        assert plan["drop_points"] <= max_drop
+        prices = {name: price for name, price in tried[0].items() if "/" in name}
+        assert set(prices) == {*plan["names"], *plan["left"]}
+        worst_taken = max((prices[name] for name in plan["names"]), default=0.0)
+        assert max(worst_taken, 0.0) <= min(max(prices[name], 0.0) for name in plan["left"])

@@ -53,7 +53,8 @@ class CutMeter:
     groups of items, `kept_out`, is hidden from `measure`: picking the best of many noisy cuts overstates it by one to
     one and a half standard errors, and only items that took no part in the picking can tell. `hidden` names those
     groups instead, where another meter has drawn them. `original` is what drops are counted from, where earlier passes
-    have cut the program already. `prefix_bytes` is the memory for values of the uncut run.
+    have edited the program already: a program, or its own meter on the same items. `prefix_bytes` is the memory for
+    values of the uncut run.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class CutMeter:
         seed: int = 0,
         kept_out: float = 0.0,
         hidden: frozenset[str] | None = None,
-        original: Program | None = None,
+        original: Program | CutMeter | None = None,
         prefix_bytes: int = PREFIX_BYTES,
     ) -> None:
         self.program, self.fit, self.check = program, fit, check
@@ -76,8 +77,8 @@ class CutMeter:
         self._prefixes = self._room(prefix_bytes)
         self._baseline: dict[str, Unseen] | None = None
         self._original = (
-            None
-            if original is None
+            original
+            if original is None or isinstance(original, CutMeter)
             else CutMeter(
                 original,
                 fit,
@@ -133,6 +134,13 @@ class CutMeter:
         items = self._reference_items()
         rows = ([i for i, own in enumerate(self._parts) if own == part] for part in dict.fromkeys(self._parts))
         return 100.0 * min(float(items[own].mean()) for own in rows)
+
+    @property
+    def mean_loss(self) -> float:
+        """Of the program as it is, over all items."""
+        if self._baseline is None:
+            self._baseline = self._unseen([{}])[0]
+        return float(self._losses(self._baseline).mean())
 
     def _reference_items(self) -> Tensor:
         """The items of what drops are counted from."""

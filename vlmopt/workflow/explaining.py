@@ -16,6 +16,7 @@ from vlmopt.graph.costing import program_cost
 from vlmopt.recipe.schema import Recipe
 from vlmopt.rewrite.pipeline import Observer, StepResult, run_step
 from vlmopt.workflow.choosing import given_profile, worth_cutting
+from vlmopt.workflow.choosing_edits import are_cuts
 from vlmopt.workflow.opening import OpenedTask, open_recipe, open_task, with_fitted_head
 from vlmopt.workflow.optimizing import initial_facts, load_passes
 from vlmopt.workflow.refusing import refuse_early
@@ -111,7 +112,7 @@ def _run(
                     pass_,
                     context,
                     step=number,
-                    choose=lambda current, plan: (),
+                    choose=lambda current, plan: () if _is_open(recipe, current, plan) else plan.sites,
                     fuel=fuel,
                     observers=(plans, *watching.observers),
                     time_limit_s=time_limit_s,
@@ -127,6 +128,11 @@ def _run(
         program = result.program
         fuel = None if fuel is None else fuel - len(result.applied)
     return rows, program, None
+
+
+def _is_open(recipe: Recipe, program: Program, plan: Plan) -> bool:
+    """Whether a run would choose: cuts of branches always, other edits where a bound on the drop can be measured."""
+    return are_cuts(program, plan) or (recipe.task is not None and recipe.budgets.drop is not None)
 
 
 def _facts(pass_: Pass, holding: frozenset[Fact]) -> dict[str, list[str]]:
@@ -162,7 +168,7 @@ def _outcome(result: StepResult | None, candidates: Plan) -> dict[str, Any]:
     if result is None:
         nothing = Cost().as_dict()
         return {"n_applied": 0, "n_gone": 0, "predicted": nothing, "counted": nothing}
-    is_open = not result.plan.is_chosen
+    is_open = not result.plan.is_chosen and not result.applied
     predicted = sum((site.saving for site in candidates.sites), Cost()) if is_open else result.predicted
     numbers = {"n_applied": len(result.applied), "n_gone": len(result.gone)}
     return {**numbers, "predicted": predicted.as_dict(), "counted": result.counted.as_dict()}
@@ -172,7 +178,7 @@ def _decision(recipe: Recipe, result: StepResult, candidates: Plan) -> str:
     """In words what becomes of the candidates."""
     if not result.plan.sites:
         return "nothing to do"
-    if not result.plan.is_chosen:
+    if not result.plan.is_chosen and not result.applied:
         if not recipe.budgets.limits:
             return "candidates; there is neither a budget (--max-drop) nor named sites"
         n_sites, n_candidates = len(result.plan.sites), len(candidates.sites)

@@ -9,8 +9,9 @@ from vlmopt.core.program import Program
 from vlmopt.profiling.document import read_profile
 from vlmopt.recipe.schema import PassStep, Recipe
 
-# The option of a cutting pass that names its sites.
-SITE_OPTIONS = {"skip-branches": "branches", "skip-layers": "layers"}
+# The option of a pass that names its sites, where the planner may choose them.
+CUT_OPTIONS = {"skip-branches": "branches", "skip-layers": "layers"}
+SITE_OPTIONS = {**CUT_OPTIONS, "quantize-int8": "modules", "quantize-weights": "modules"}
 
 
 def refuse_early(recipe: Recipe) -> None:
@@ -62,7 +63,7 @@ def refuse_recovery(recipe: Recipe, program: Program) -> None:
 
 
 def _leaves_the_choice(step: PassStep) -> bool:
-    option = SITE_OPTIONS.get(step.name)
+    option = CUT_OPTIONS.get(step.name)  # without a budget other passes apply all of their sites
     return option is not None and not step.options.get(option)
 
 

@@ -16,7 +16,7 @@ from vlmopt.recipe.schema import ADAPTER_NAME
 from vlmopt.rewrite.pipeline import Observer, StepResult, run_step
 from vlmopt.verify.parity import check_step
 from vlmopt.workflow.attaching import AttachedAdapter, trained_adapter
-from vlmopt.workflow.choosing import choose_sites
+from vlmopt.workflow.choosing_edits import choose_among
 from vlmopt.workflow.letting_through import let_through
 from vlmopt.workflow.measuring import note_gates, note_mixtures
 from vlmopt.workflow.recovering import lost_too_much, recovered, trains_after, tuned
@@ -73,12 +73,13 @@ def _run_once(
         if training is None or number > training:  # what follows may fold them
             note_mixtures(state, program)
         with state.progress.stage(f"pass {pass_.name}"), state.ledger.timed(f"20-passes/{number:02d}-{pass_.name}"):
+            context = _context(state, program, pass_, time_limit_s)
             result = run_step(
                 program,
                 pass_,
-                _context(state, program, pass_, time_limit_s),
+                context,
                 step=number,
-                choose=partial(_chosen, state, left),
+                choose=partial(_chosen, state, pass_, context, left),
                 fuel=left,
                 observers=observers,
                 time_limit_s=time_limit_s,
@@ -141,8 +142,12 @@ def reference_after(state: RunState, reference: Program, pass_: Pass, result: St
     return run_step(reference, pass_, Context(seed=state.recipe.seed), step=result.step).program
 
 
-def _chosen(state: RunState, fuel: int | None, program: Program, plan: Plan) -> list[Site]:
-    return [] if fuel == 0 else choose_sites(state, program, plan)  # a search for what cannot be cut is spared
+def _chosen(
+    state: RunState, pass_: Pass, context: Context, fuel: int | None, program: Program, plan: Plan
+) -> list[Site]:
+    if fuel == 0:
+        return []  # a search for what cannot be cut is spared
+    return choose_among(state, program, pass_, plan, context)
 
 
 def _note(state: RunState, result: StepResult) -> None:

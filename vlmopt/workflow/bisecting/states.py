@@ -6,7 +6,7 @@ is that step again with less fuel. Planner-chosen sites are chosen once; heads a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from vlmopt.core.contract import Context, Pass, Plan, Promise, Site
@@ -14,8 +14,8 @@ from vlmopt.core.errors import RecipeError, VlmoptError
 from vlmopt.core.guarding import DEFAULT_TIME_LIMIT_S
 from vlmopt.core.program import Program
 from vlmopt.graph.kept_weights import KeptWeights
-from vlmopt.rewrite.pipeline import Choose, Observer, StepResult, run_step
-from vlmopt.workflow.choosing import choose_sites
+from vlmopt.rewrite.pipeline import Observer, StepResult, run_step
+from vlmopt.workflow.choosing_edits import choose_among
 from vlmopt.workflow.recovering import recovered
 from vlmopt.workflow.requested import requested_statistics
 from vlmopt.workflow.run_state import RunState
@@ -182,10 +182,10 @@ class SiteLine:
         """Runs a step whole; False where it fails."""
         is_choosing = False
 
-        def choose(program: Program, plan: Plan) -> list[Site]:
+        def choose(program: Program, plan: Plan, known: Context) -> list[Site]:
             nonlocal is_choosing
             is_choosing = True  # what the planner raises is no fault of the pass
-            sites = [] if fuel == 0 else choose_sites(self._state, program, plan)
+            sites = [] if fuel == 0 else choose_among(self._state, program, step.pass_, plan, known)
             step.learned = dict(self._state.importance)
             context.update(step.learned)
             step.chosen, step.is_searched = tuple(sites[:fuel]), True
@@ -212,7 +212,7 @@ class SiteLine:
         fuel = 0 if last is None else chosen.index(last) + 1
         context = dict(step.importance)
 
-        def choose(program: Program, plan: Plan) -> tuple[Site, ...]:
+        def choose(program: Program, plan: Plan, known: Context) -> tuple[Site, ...]:
             context.update(step.learned)
             return chosen
 
@@ -222,7 +222,7 @@ class SiteLine:
         self,
         step: _Step,
         importance: dict[str, float],
-        choose: Choose,
+        choose: Callable[[Program, Plan, Context], Sequence[Site]],
         fuel: int | None,
         *,
         observers: Sequence[Observer] = (),
@@ -244,7 +244,7 @@ class SiteLine:
                 step.pass_,
                 context,
                 step=number,
-                choose=choose,
+                choose=lambda program, plan: choose(program, plan, context),
                 fuel=fuel,
                 observers=observers,
                 time_limit_s=self.time_limit_s,
