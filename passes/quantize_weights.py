@@ -1,13 +1,13 @@
-"""Stores weights in 8 or 4 bits, in blocks with a scale each; activations stay in float.
+"""Stores weights in 16 bits, or in 8 or 4 bits, in blocks with a scale each; activations stay in float.
 
 Before: `y = x W^T + b`; after: `y = x (scale * level)^T + b'`, in ONNX one `MatMulNBits`, which with `integer_products`
 rounds each block of inputs to int8 of its own range as well: several times faster, and less exact than the weights of
-8 bits alone. Embeddings become `GatherBlockQuantized`.
+8 bits alone. Embeddings become `GatherBlockQuantized`. Of 16 bits there is a `Cast`, and half the size.
 Bound: none in general; the error of each layer's output on the task is told, and the task judges the result.
 
 Cases:
 1. Every Linear is a site; with `modules` given, those that match. A task's head is one only where it is named itself.
-2. With `embeddings`, tables are sites too, where a row is a whole number of blocks.
+2. With `embeddings`, tables are sites too, of 8 and 4 bits where a row is a whole number of blocks.
 3. With `rounding: gptq` a layer whose input is not known is refused.
 4. What a layer shares with others goes with the last of them.
 """
@@ -26,18 +26,18 @@ from vlmopt.core.facts import CANONICAL, CAPTURED, QUANTIZED, Fact
 from vlmopt.core.program import Program
 from vlmopt.graph.example import AttentionBlocks, program_of
 from vlmopt.graph.quantizable import Layer, chosen, exchange, find_layers, layer_at, savings
-from vlmopt.graph.quantized import BlockwiseEmbedding, BlockwiseLinear, QuantizedLeaf
-from vlmopt.graph.quantizing import blockwise_embedding, blockwise_linear
+from vlmopt.graph.weight_forms import WeightForm
 
 _BLOCKS = (16, 32, 64, 128, 256)  # what ONNX Runtime has kernels for
 
 
 @dataclass(frozen=True)
 class QuantizeWeights(Pass):
-    """Stores weights of Linears, and of embeddings where asked for, in 8 or 4 bits.
+    """Stores weights of Linears, and of embeddings where asked for, in 16, 8 or 4 bits.
 
     Args:
-        bits: of a weight, 8 or 4.
+        bits: of a weight, 16, 8 or 4.
+        half: the type of 16 bits, `float16` or `bfloat16`.
         block: inputs that share a scale: 16, 32, 64, 128 or 256. Smaller is more exact and larger.
         modules: names or patterns of layers, as COMPONENT/PATH; by default all, or as many
             as the allowed drop lets through, those that lose least for their bytes first.
@@ -46,7 +46,8 @@ class QuantizeWeights(Pass):
         integer_products: whether inputs are rounded to int8 by block, for the speed of integer products.
     """
 
-    bits: Literal[8, 4] = 8
+    bits: Literal[16, 8, 4] = 8
+    half: Literal["float16", "bfloat16"] = "float16"
     block: int = 32
     modules: tuple[str, ...] = ()
     embeddings: bool = False
@@ -61,6 +62,8 @@ class QuantizeWeights(Pass):
     def __post_init__(self) -> None:
         if self.block not in _BLOCKS:
             raise ValueError(f"block is {self.block}; expected one of {', '.join(map(str, _BLOCKS))}")
+        if self.bits == 16 and self.rounding == "gptq":
+            raise ValueError("rounding is gptq with 16 bits; expected 8 or 4 bits, or nearest")
 
     def _layers(self, program: Program) -> list[Layer]:
         return find_layers(program, (nn.Linear, nn.Embedding) if self.embeddings else (nn.Linear,))
@@ -71,46 +74,34 @@ class QuantizeWeights(Pass):
             for layer in taken:
                 yield from layer.requests() if isinstance(layer.leaf, nn.Linear) else ()
 
+    @property
+    def _form(self) -> WeightForm:
+        return WeightForm(self.bits, getattr(torch, self.half), self.block, self.integer_products, self.rounding)
+
     def plan(self, program: Program, context: Context) -> Plan:
         def why_not(layer: Layer) -> str:
-            if isinstance(layer.leaf, nn.Embedding):
-                odd = layer.leaf.embedding_dim % self.block
-                return f"a row of {layer.leaf.embedding_dim} is no whole number of blocks" if odd else ""
-            is_unknown = self.rounding == "gptq" and layer.moments(context) is None
-            return "its input on the task is not measured" if is_unknown else ""
+            is_read = self.rounding == "gptq" and isinstance(layer.leaf, nn.Linear)
+            is_unknown = is_read and layer.moments(context) is None
+            return "its input on the task is not measured" if is_unknown else self._form.why_not(layer.leaf)
 
         taken, refusals = chosen(self.name, program, self._layers(program), self.modules, why_not)
-        saved = savings(program, taken, self._empty)
-        told = f"{self.bits} bits, blocks of {self.block}"
+        saved = savings(program, taken, lambda layer: self._form.shape(layer.leaf))
+        told = self.half if self.bits == 16 else f"{self.bits} bits, blocks of {self.block}"
         sites = [Site(o.key, o.component, (o.path,), cost, told) for o, cost in zip(taken, saved, strict=True)]
         return Plan(tuple(sites), tuple(refusals), is_chosen=bool(self.modules))
 
-    def _empty(self, layer: Layer) -> QuantizedLeaf:
-        leaf, bits, block = layer.leaf, self.bits, self.block
-        if isinstance(leaf, nn.Linear):
-            has_bias = leaf.bias is not None
-            return BlockwiseLinear(leaf.in_features, leaf.out_features, has_bias, bits, block, device="meta")
-        rows, width, kind = leaf.num_embeddings, leaf.embedding_dim, leaf.weight.dtype
-        return BlockwiseEmbedding(rows, width, bits, block, device="meta", dtype=kind)
-
     def apply(self, program: Program, site: Site, context: Context) -> None:
         layer = layer_at(program, site.component, site.target[0])
-        if layer is None:
-            return
-        if isinstance(layer.leaf, nn.Embedding):
-            exchange(program, layer, blockwise_embedding(layer.leaf, self.bits, self.block))
-            return
-        moments = layer.moments(context) if self.rounding == "gptq" else None
-        products = self.integer_products
-        made = blockwise_linear(
-            layer.leaf, self.bits, self.block, rounds_input=products, moments=moments, rounding=self.rounding
-        )
-        exchange(program, layer, made)
+        if layer is not None:
+            moments = layer.moments(context) if self.rounding == "gptq" else None
+            exchange(program, layer, self._form.made(layer.leaf, moments))
 
     @classmethod
     def cases(cls) -> Iterable[Case]:
         rest = ("not named in `modules`",) * 12
         yield Case("all", _blocks, 12, ("is the task's head",))
+        yield Case("half", _blocks, 12, ("is the task's head",), {"bits": 16, "half": "bfloat16"})
+        yield Case("half words", _words, 2, (), {"bits": 16, "embeddings": True})
         yield Case("named", _blocks, 4, rest[:9], {"modules": ("*.query", "*.key"), "bits": 4})
         for embeddings, n_sites in ((True, 2), (False, 1)):
             yield Case(f"embeddings {embeddings}", _words, n_sites, (), {"embeddings": embeddings, "block": 16})

@@ -16,17 +16,19 @@ from vlmopt.emit import emit_onnx, emit_pt2, emit_torchscript, onnx_file
 from vlmopt.graph.example import DIMS, component_of
 from vlmopt.graph.modules import get_at, set_at
 from vlmopt.graph.quantized import QuantizedLeaf
-from vlmopt.graph.quantizing import blockwise_embedding, blockwise_linear, int8_linear
+from vlmopt.graph.quantizing import blockwise_embedding, blockwise_linear, half_layer, int8_linear
 from vlmopt.graph.replay import run_outputs
 from vlmopt.verify.parity import difference, open_onnx, open_pt2, open_torchscript
 
 X = torch.randn(3, 5, 40, generator=torch.Generator().manual_seed(0))
 WORDS = torch.tensor([[1, 2, 7], [0, 3, 3]])
-KINDS = ("dynamic", "qdq", "integer", "8 bits", "4 bits", "8 bits exact", "4 bits exact")
+KINDS = ("dynamic", "qdq", "integer", "8 bits", "4 bits", "8 bits exact", "4 bits exact", "float16", "bfloat16")
 OPERATIONS = {
     "dynamic": {"DynamicQuantizeLinear", "MatMulInteger"},
     "qdq": {"QuantizeLinear", "DequantizeLinear", "MatMul"},
     "integer": {"QuantizeLinear", "MatMulInteger"},
+    "float16": {"Cast", "MatMul"},
+    "bfloat16": {"Cast", "MatMul"},
 }
 
 
@@ -46,6 +48,8 @@ def leaf_of(kind: str, layer: nn.Linear) -> QuantizedLeaf:
     if kind[0] in "48":
         exact = kind.endswith("exact")
         return blockwise_linear(layer, int(kind[0]), 32, rounds_input=not exact, moments=None, rounding="nearest")
+    if kind.endswith("float16"):
+        return half_layer(layer, getattr(torch, kind))
     ranges = None if kind == "dynamic" else (-3.0, 4.0)
     return int8_linear(layer, input_range=ranges, is_qdq=kind == "qdq", moments=None, rounding="nearest")
 
@@ -86,30 +90,32 @@ def test_a_program_in_bfloat16_is_quantized_too(kind: str, tmp_path: Path) -> No
 
 def test_weights_take_the_bytes_that_their_bits_say(tmp_path: Path) -> None:
     sizes = {}
-    for kind in ("dynamic", "4 bits", "8 bits"):
+    for kind in ("dynamic", "4 bits", "8 bits", "float16"):
         message = onnx.load(emit_onnx(quantized(kind), DIMS, tmp_path / f"{kind[0]}.onnx").path)
         arrays = [onnx.numpy_helper.to_array(tensor) for tensor in message.graph.initializer]
         sizes[kind] = sum(array.nbytes for array in arrays)
     first, second, bias = 64, 8, 4 * 8  # outputs; 40 inputs are two blocks of 32, 64 are two as well
     assert sizes["dynamic"] == first * 40 + second * 64 + 4 * (first + second) + bias
+    assert sizes["float16"] == 2 * (first * 40 + second * 64) + bias
     for bits, kind in ((4, "4 bits"), (8, "8 bits")):
         assert sizes[kind] == (first + second) * (64 * bits // 8 + 2 * 4) + bias
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_embeddings_are_read_by_block(bits: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_embeddings_are_read_by_row(bits: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
     component = component_of(nn.Sequential(nn.Embedding(9, 64), nn.ReLU()), WORDS)
     (path,) = {str(node.target) for node in component.graph.graph.nodes if node.op == "call_module"}
     table = get_at(component.graph, path)
     assert isinstance(table, nn.Embedding)
-    set_at(component.graph, path, blockwise_embedding(table, bits, 32))
+    leaf = half_layer(table, torch.float16) if bits == 16 else blockwise_embedding(table, bits, 32)
+    set_at(component.graph, path, leaf)
     file = emit_onnx(component, DIMS, tmp_path / "m.onnx").path
     feed = {component.inputs[0].name: WORDS}
     assert torch.equal(open_onnx(file)(feed)[0], run_outputs(component, feed)[0])
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "qdq", "4 bits"])
+@pytest.mark.parametrize("kind", ["dynamic", "qdq", "4 bits", "float16"])
 def test_other_formats_hold_the_simulation(kind: str, tmp_path: Path) -> None:
     component = quantized(kind)
     wanted = run_outputs(component, {"x": X})[0]

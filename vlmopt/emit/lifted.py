@@ -19,7 +19,7 @@ from vlmopt.emit.onnx_quantized import quantized_call
 from vlmopt.emit.onnx_translation import DIRECT
 from vlmopt.graph.canonical import ASSERTIONS
 from vlmopt.graph.modules import get_at, output_values, placeholders
-from vlmopt.graph.quantized import BlockwiseEmbedding, BlockwiseLinear, Int8Linear
+from vlmopt.graph.quantized import BlockwiseEmbedding, BlockwiseLinear, HalfEmbedding, HalfLinear, Int8Linear
 
 aten = torch.ops.aten
 
@@ -140,4 +140,6 @@ _LEAVES: Mapping[object, Callable[[Any, fx.Node, Weights], Call | None]] = {
     Int8Linear: quantized_call,
     BlockwiseLinear: quantized_call,
     BlockwiseEmbedding: quantized_call,
+    HalfLinear: quantized_call,
+    HalfEmbedding: quantized_call,
 }

@@ -59,9 +59,9 @@ def _reads(node: ir.Node, addresses: Collection[int]) -> bool:
 
 
 def _may_fold(node: ir.Node) -> bool | None:
-    """A weight that is read both ways stays one weight; None leaves the decision to the size."""
+    """A weight that is read both ways stays one weight, and one of few bits stays so; None leaves it to the size."""
     is_weight = bool(node.inputs) and node.inputs[0] is not None and node.inputs[0].is_initializer()
-    return False if node.op_type == "Transpose" and is_weight else None
+    return False if node.op_type in ("Transpose", "Cast", "DequantizeLinear") and is_weight else None
 
 
 def name_dims(model: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec] = ()) -> None:

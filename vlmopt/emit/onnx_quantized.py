@@ -20,10 +20,14 @@ from vlmopt.graph.modules import clone_graph, get_at
 from vlmopt.graph.quantized import (
     BlockwiseEmbedding,
     BlockwiseLinear,
+    HalfEmbedding,
+    HalfLinear,
     Int8Linear,
     QuantizedLeaf,
     embedding_blockwise,
+    embedding_half,
     linear_blockwise,
+    linear_half,
     linear_int8,
 )
 
@@ -39,11 +43,15 @@ _SCHEMAS = {
     "linear_blockwise": "(Tensor x, Tensor weight, Tensor scale, Tensor? bias, int in_features, int bits, int block, "
     "bool rounds_input)",
     "embedding_blockwise": "(Tensor indices, Tensor weight, Tensor scale, int bits, int block)",
+    "linear_half": "(Tensor x, Tensor weight, Tensor? bias)",
+    "embedding_half": "(Tensor indices, Tensor weight)",
 }
 _SIMULATIONS = {
     "linear_int8": lambda *args: linear_int8(*args[:-1]),
     "linear_blockwise": linear_blockwise,
     "embedding_blockwise": embedding_blockwise,
+    "linear_half": linear_half,
+    "embedding_half": embedding_half,
 }
 for _name, _schema in _SCHEMAS.items():
     _library.define(f"{_name}{_schema} -> Tensor")  # type: ignore[no-untyped-call]
@@ -58,6 +66,16 @@ def _embedding_shape(indices: Tensor, weight: Tensor, scale: Tensor, bits: int, 
     return scale.new_empty([*indices.shape, weight.shape[-1] * 8 // bits])
 
 
+def _half_linear_shape(x: Tensor, weight: Tensor, _: object) -> Tensor:
+    return x.new_empty([*x.shape[:-1], weight.shape[1]])
+
+
+def _half_embedding_shape(indices: Tensor, weight: Tensor) -> Tensor:
+    return weight.new_empty([*indices.shape, weight.shape[1]], dtype=torch.float32)
+
+
+torch.library.register_fake("vlmopt::linear_half", _half_linear_shape, lib=_library)
+torch.library.register_fake("vlmopt::embedding_half", _half_embedding_shape, lib=_library)
 torch.library.register_fake("vlmopt::linear_int8", _linear_shape, lib=_library)
 torch.library.register_fake("vlmopt::linear_blockwise", _linear_shape, lib=_library)
 torch.library.register_fake("vlmopt::embedding_blockwise", _embedding_shape, lib=_library)
@@ -68,7 +86,11 @@ QUANTIZED_CALLS = frozenset(getattr(_calls, name).default for name in _SCHEMAS)
 
 def quantized_call(leaf: QuantizedLeaf, operand: Any, own: Weights) -> Call:
     """The operation that stands for a leaf."""
-    weight, scale, bias = own["weight"], own["scale"], own.get("bias")
+    weight, scale, bias = own["weight"], own.get("scale"), own.get("bias")
+    if isinstance(leaf, HalfLinear):
+        return _calls.linear_half.default, (operand, weight, bias)
+    if isinstance(leaf, HalfEmbedding):
+        return _calls.embedding_half.default, (operand, weight)
     if isinstance(leaf, Int8Linear):
         ranges = own.get("input_scale"), own.get("input_zero")
         return _calls.linear_int8.default, (operand, weight, scale, bias, *ranges, leaf.is_qdq)
@@ -144,6 +166,15 @@ def _embedding_blockwise(indices: Any, weight: Any, scale: Any, bits: int, block
     return _of_runtime("GatherBlockQuantized", weight, indices, scale, dtype=scale.dtype, **form)
 
 
+def _linear_half(x: Any, weight: Any, bias: Any) -> Any:
+    y = op.MatMul(x, op.Cast(weight, to=ir.DataType.FLOAT))
+    return y if bias is None else op.Add(y, bias)
+
+
+def _embedding_half(indices: Any, weight: Any) -> Any:
+    return op.Cast(op.Gather(weight, indices), to=ir.DataType.FLOAT)
+
+
 def _of_runtime(name: str, *inputs: Any, dtype: ir.DataType = ir.DataType.FLOAT, **attributes: Any) -> Any:
     """An operation of ONNX Runtime's own, recorded as torch records those that it knows no schema of."""
     tracer = _core.current_tracer
@@ -158,4 +189,6 @@ QUANTIZED_TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     _calls.linear_int8.default: _in_float32(_linear_int8),
     _calls.linear_blockwise.default: _in_float32(_linear_blockwise),
     _calls.embedding_blockwise.default: _embedding_blockwise,
+    _calls.linear_half.default: _in_float32(_linear_half),
+    _calls.embedding_half.default: _embedding_half,
 }

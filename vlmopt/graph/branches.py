@@ -25,7 +25,7 @@ import torch
 from torch import fx, nn
 
 from vlmopt.graph.modules import ADAPTERS, get_at, is_adapter_call
-from vlmopt.graph.quantized import BlockwiseLinear, Int8Linear
+from vlmopt.graph.quantized import BlockwiseLinear, HalfLinear, Int8Linear
 
 aten = torch.ops.aten
 
@@ -278,7 +278,7 @@ def _kind(module: fx.GraphModule, inside: dict[fx.Node, None], stream: fx.Node) 
     if _is_adapter(inside):
         return BranchKind.OTHER  # rule 5
     leaves = [get_at(module, str(node.target)) for node in inside if node.op == "call_module"]
-    has_linear = any(isinstance(leaf, nn.Linear | Int8Linear | BlockwiseLinear) for leaf in leaves)
+    has_linear = any(isinstance(leaf, nn.Linear | Int8Linear | BlockwiseLinear | HalfLinear) for leaf in leaves)
     has_linear |= any(node.target is aten.linear.default for node in inside)
     return BranchKind.FFN if has_linear else BranchKind.OTHER
 

@@ -16,7 +16,7 @@ from torch import fx, nn
 from vlmopt.core.cost import Cost
 from vlmopt.core.program import PRESENT, Component, Dim, Program
 from vlmopt.graph.modules import get_at, output_values
-from vlmopt.graph.quantized import BlockwiseLinear, Int8Linear, QuantizedLeaf
+from vlmopt.graph.quantized import BlockwiseLinear, HalfLinear, Int8Linear, QuantizedLeaf
 from vlmopt.graph.sizes import Sizes, bytes_of, counting_sizes, shape_of
 
 aten = torch.ops.aten
@@ -114,7 +114,7 @@ def node_macs(module: fx.GraphModule, node: fx.Node, sizes: Sizes) -> int:
 
 
 def _module_macs(leaf: object, out: tuple[int, ...]) -> int:
-    if isinstance(leaf, nn.Linear | Int8Linear | BlockwiseLinear):
+    if isinstance(leaf, nn.Linear | Int8Linear | BlockwiseLinear | HalfLinear):
         return math.prod(out) * leaf.in_features
     if isinstance(leaf, nn.Conv2d):
         return math.prod(out) * leaf.in_channels // leaf.groups * math.prod(leaf.kernel_size)

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from vlmopt.core.errors import VlmoptError
-from vlmopt.graph.quantized import BlockwiseEmbedding, BlockwiseLinear, Int8Linear
+from vlmopt.graph.quantized import BlockwiseEmbedding, BlockwiseLinear, HalfEmbedding, HalfLinear, Int8Linear
 
 _FUNCTION_HOMES = {"operator": operator, "math": math, "torch": torch}
 _LEAVES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
@@ -24,6 +24,8 @@ _LEAVES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     ),
     "Int8Linear": (Int8Linear, ("in_features", "out_features", "is_static", "is_qdq")),
     "BlockwiseLinear": (BlockwiseLinear, ("in_features", "out_features", "bits", "block", "rounds_input")),
+    "HalfLinear": (HalfLinear, ("in_features", "out_features")),
+    "HalfEmbedding": (HalfEmbedding, ("num_embeddings", "embedding_dim")),
     "BlockwiseEmbedding": (BlockwiseEmbedding, ("num_embeddings", "embedding_dim", "bits", "block")),
 }
 _TORCH_CONSTANTS = {torch.dtype: "dtype", torch.memory_format: "memory_format", torch.layout: "layout"}

@@ -1,4 +1,4 @@
-"""Leaves whose weights are integers, as files hold them, and which compute what ONNX Runtime computes with them.
+"""Leaves whose weights are of few bits, as files hold them, and which compute what ONNX Runtime computes with them.
 
 Every rounding is simulated where the runtime makes it, so that a program with such leaves gives the runtime's answers
 but for the order of sums (tried with ONNX Runtime 1.31 on x86: 1e-6 of the largest output of a layer):
@@ -8,6 +8,7 @@ but for the order of sums (tried with ONNX Runtime 1.31 on x86: 1e-6 of the larg
 | `Int8Linear` | int8, a scale for every output | uint8, one range for the whole tensor | `MatMulInteger`, or QDQ |
 | `BlockwiseLinear` | 4 or 8 bits, a scale for a block of inputs | int8 by block, or float | `MatMulNBits` |
 | `BlockwiseEmbedding` | 4 or 8 bits, a scale for a block of a row | | `GatherBlockQuantized` |
+| `HalfLinear`, `HalfEmbedding` | float16 or bfloat16 | float | `Cast`, which runtimes do once |
 
 None is an `nn.Linear`: what folds, fits or prunes weights leaves them alone. Whatever the type of the activations, the
 sums are in float32. Gradients pass roundings as if there were none (straight through).
@@ -167,6 +168,51 @@ class BlockwiseEmbedding(QuantizedLeaf):
         return leaf.train(False)
 
 
+class HalfLinear(QuantizedLeaf):
+    """`y = x W + b` with a weight of 16 bits that is made float32 again.
+
+    Shapes: weight [in, out] float16 or bfloat16, bias [out] or None; x is [..., in].
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype = torch.float16,
+    ) -> None:
+        super().__init__(16)
+        self.in_features, self.out_features = in_features, out_features
+        self.register_buffer("weight", torch.empty(in_features, out_features, dtype=dtype, device=device))
+        self.register_buffer("bias", torch.empty(out_features, device=device) if bias else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear_half(x, self.weight, self.bias)
+
+    def plain(self) -> nn.Module:
+        return _linear(self.weight.float().T.contiguous(), self.bias)
+
+
+class HalfEmbedding(QuantizedLeaf):
+    """Rows of a table of 16 bits, in float32. Shapes: weight [rows, width]; indices [...] give [..., width]."""
+
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, device: Any = None, dtype: torch.dtype = torch.float16
+    ) -> None:
+        super().__init__(16)
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.register_buffer("weight", torch.empty(num_embeddings, embedding_dim, dtype=dtype, device=device))
+
+    def forward(self, indices: Tensor) -> Tensor:
+        return embedding_half(indices, self.weight)
+
+    def plain(self) -> nn.Module:
+        leaf = nn.Embedding(self.num_embeddings, self.embedding_dim, device="meta")
+        leaf.weight = nn.Parameter(self.weight.float(), requires_grad=False)
+        return leaf.train(False)
+
+
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     leaf = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     leaf.weight = nn.Parameter(weight, requires_grad=False)
@@ -233,6 +279,16 @@ def embedding_blockwise(indices: Tensor, weight: Tensor, scale: Tensor, bits: in
     rows, steps = weight[indices], scale[indices]
     blocks = torch.stack(torch.split(rows, block * bits // 8, -1), -2)
     return dequantized_blocks(blocks, steps, bits).flatten(-2).to(scale.dtype)
+
+
+def linear_half(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What `HalfLinear` computes."""
+    return torch.nn.functional.linear(x.float(), weight.float().t(), bias).to(x.dtype)
+
+
+def embedding_half(indices: Tensor, weight: Tensor) -> Tensor:
+    """What `HalfEmbedding` computes."""
+    return weight[indices].float()
 
 
 def dequantized_blocks(weight: Tensor, scale: Tensor, bits: int) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vlmopt.graph.quantized import BlockwiseEmbedding, BlockwiseLinear, Int8Linear
+from vlmopt.graph.quantized import BlockwiseEmbedding, BlockwiseLinear, HalfEmbedding, HalfLinear, Int8Linear
 
 Rounding = Literal["nearest", "gptq"]
 
@@ -180,6 +180,22 @@ def blockwise_embedding(embedding: nn.Embedding, bits: int, block: int) -> Block
     leaf = BlockwiseEmbedding(embedding.num_embeddings, embedding.embedding_dim, bits, block, device="meta")
     leaf.weight, leaf.scale = packed(found.levels, bits).flatten(1), found.scale.to(embedding.weight.dtype)
     return leaf.train(False)
+
+
+def half_layer(leaf: nn.Linear | nn.Embedding, dtype: torch.dtype) -> HalfLinear | HalfEmbedding:
+    """The layer with a weight of 16 bits."""
+    weight, made = leaf.weight.detach().to(dtype), half_shape(leaf, dtype)
+    made.weight = weight.T.contiguous() if isinstance(leaf, nn.Linear) else weight
+    if isinstance(leaf, nn.Linear):
+        made.bias = None if leaf.bias is None else leaf.bias.detach().float().clone()
+    return made.train(False)
+
+
+def half_shape(leaf: nn.Linear | nn.Embedding, dtype: torch.dtype) -> HalfLinear | HalfEmbedding:
+    """The same without its numbers."""
+    if isinstance(leaf, nn.Embedding):
+        return HalfEmbedding(leaf.num_embeddings, leaf.embedding_dim, device="meta", dtype=dtype)
+    return HalfLinear(leaf.in_features, leaf.out_features, leaf.bias is not None, device="meta", dtype=dtype)
 
 
 def packed(levels: Tensor, bits: int) -> Tensor:
