@@ -12,7 +12,8 @@ from tests.report.sample import report
 from vlmopt.cli import entry
 
 FIRST_PARTY = [
-    "canonicalize", "drop-phantom", "drop-traversal", "fold-adapters", "fold-constants", "fold-cross-modal-adapter",
+    "canonicalize", "drop-phantom", "drop-traversal", "fold-adapters", "fold-channel-scales", "fold-constants",
+    "fold-cross-modal-adapter",
     "fold-fixed-inputs", "fold-routers", "fold-skip-adapter", "freeze-first-token", "insert-adaptation-adapter",
     "insert-cross-modal-adapter", "insert-low-rank-adapter", "insert-phantom", "insert-skip-adapter",
     "insert-traversal", "quantize-int8", "quantize-weights", "replace-adapter-gate", "skip-branches", "skip-layers",

@@ -16,6 +16,7 @@ FIRST_PARTY = (
     "insert-cross-modal-adapter", "fold-cross-modal-adapter", "replace-adapter-gate",
     "insert-phantom", "drop-phantom", "freeze-first-token",
     "insert-traversal", "drop-traversal", "fold-routers", "quantize-int8", "quantize-weights",
+    "fold-channel-scales",
 )  # fmt: skip
 GOOD = '''
 """Drops nothing.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from vlmopt.graph.marks import hand_marks_on
 from vlmopt.graph.modules import free_path, set_at
 
 
@@ -38,3 +39,15 @@ def insert_leaf(module: fx.GraphModule, path: str, leaf: nn.Module, operand: fx.
 def insert_linear(module: fx.GraphModule, path: str, linear: nn.Linear, operand: fx.Node) -> fx.Node:
     """A call of a new Linear, placed at `path` or, where something lies there, beside it."""
     return insert_leaf(module, path, linear, operand)
+
+
+def replace_leaf(module: fx.GraphModule, call: fx.Node, leaf: nn.Module) -> fx.Node:
+    """A call of another leaf of the same shape in the place of this one, under the same path; marks move on."""
+    set_at(module, str(call.target), leaf)
+    with module.graph.inserting_before(call):
+        made = module.graph.call_module(str(call.target), call.args)
+    made.meta = dict(call.meta)
+    hand_marks_on(call, made)
+    call.replace_all_uses_with(made)
+    module.graph.erase_node(call)
+    return made

@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 from vlmopt.core.contract import Context, Refusal, StatRequest
 from vlmopt.core.cost import Cost
 from vlmopt.core.program import Program
-from vlmopt.graph.marks import hand_marks_on
-from vlmopt.graph.modules import get_at, set_at
+from vlmopt.graph.build import replace_leaf
+from vlmopt.graph.modules import get_at
 from vlmopt.graph.parallel_folding import weight_readers
 from vlmopt.graph.patterns import check_patterns, is_match
 from vlmopt.graph.quantized import QuantizedLeaf
@@ -130,14 +130,7 @@ def _bytes(tensor: Tensor) -> int:
 
 def exchange(program: Program, layer: Layer, leaf: QuantizedLeaf) -> None:
     """Puts the leaf in the layer's place. A head so exchanged is none any more: nothing fits it again."""
-    graph = program.components[layer.component].graph
-    set_at(graph, layer.path, leaf)
     for call in layer.calls:
-        with graph.graph.inserting_before(call):
-            made = graph.graph.call_module(layer.path, call.args)
-        made.meta = dict(call.meta)
-        hand_marks_on(call, made)
-        call.replace_all_uses_with(made)
-        graph.graph.erase_node(call)
+        replace_leaf(program.components[layer.component].graph, call, leaf)
     if program.heads.get(layer.component) == layer.path:
         del program.heads[layer.component]
