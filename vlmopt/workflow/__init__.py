@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from vlmopt.workflow.bisecting.search import bisect, judge_again, scratch_path
     from vlmopt.workflow.confusing import make_triples
     from vlmopt.workflow.departures import worst_nodes
+    from vlmopt.workflow.device_predicting import predict_model
+    from vlmopt.workflow.device_profiling import export_operations, import_results, profile_device
     from vlmopt.workflow.evaluating import evaluate
     from vlmopt.workflow.explaining import Explanation, explain
     from vlmopt.workflow.inspecting import inspect_model
@@ -28,10 +30,14 @@ _MODULES = {
     "bisect": "bisecting.search",
     "evaluate": "evaluating",
     "explain": "explaining",
+    "export_operations": "device_profiling",
+    "import_results": "device_profiling",
     "inspect_model": "inspecting",
     "judge_again": "bisecting.search",
     "make_triples": "confusing",
     "optimize": "optimizing",
+    "predict_model": "device_predicting",
+    "profile_device": "device_profiling",
     "profile_model": "profiling",
     "recheck": "rechecking",
     "scratch_path": "bisecting.search",
@@ -46,10 +52,14 @@ __all__ = [
     "bisect",
     "evaluate",
     "explain",
+    "export_operations",
+    "import_results",
     "inspect_model",
     "judge_again",
     "make_triples",
     "optimize",
+    "predict_model",
+    "profile_device",
     "profile_model",
     "recheck",
     "scratch_path",
