@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vlmopt.workflow.optimizing import optimize
     from vlmopt.workflow.profiling import profile_model
     from vlmopt.workflow.rechecking import recheck
+    from vlmopt.workflow.session_tuning import tune_session
     from vlmopt.workflow.watching.observing import Watch
 
 _MODULES = {
@@ -41,6 +42,7 @@ _MODULES = {
     "profile_model": "profiling",
     "recheck": "rechecking",
     "scratch_path": "bisecting.search",
+    "tune_session": "session_tuning",
     "verify_artifact": "artifact",
     "worst_nodes": "departures",
 }
@@ -63,6 +65,7 @@ __all__ = [
     "profile_model",
     "recheck",
     "scratch_path",
+    "tune_session",
     "verify_artifact",
     "worst_nodes",
 ]

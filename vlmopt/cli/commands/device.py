@@ -186,6 +186,31 @@ def predict(ctx: click.Context, /, model: str, profile: Path, *, is_json: bool, 
         show(f"{name}: {row['predicted_us'] / 1e3:.3f} ms on {found['device']}, {found['threads']} threads")
 
 
+@command.command("tune", short_help="Find the fastest session options for an artifact on this machine.")
+@click.argument("path", type=click.Path(path_type=Path), metavar="OUT")
+@click.option("--runs", type=click.IntRange(min=1), default=40, show_default=True, help="Timed runs of each variant.")
+@options.as_json()
+@options.common
+@click.pass_context
+def tune(ctx: click.Context, /, path: Path, *, runs: int, is_json: bool) -> None:
+    """Find the fastest session options for an artifact on this machine, for `vlmopt.load` and `vlmopt run` to use.
+
+    \b
+    Example: vlmopt device tune out
+
+    Variants differ in how far ONNX Runtime optimizes the graphs and in threads; one that is slower, or computes
+    something else than was recorded, is not taken. The choice lies in OUT/session.json and counts on this machine only.
+    """
+    from vlmopt import workflow
+
+    found = workflow.tune_session(path, runs=runs, progress=make_progress(options.settings_of(ctx)))
+    if is_json:
+        show_json(found)
+        return
+    for name, time_us in found["times_us"].items():
+        show(f"{time_us / 1e3:10.3f} ms  {name}{'  <- chosen' if name == found['chosen'] else ''}")
+
+
 def _show_checks(found: Mapping[str, Any]) -> None:
     for check in found["checks"]:
         show(
