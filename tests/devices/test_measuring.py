@@ -99,7 +99,7 @@ def test_an_operation_that_the_device_cannot_run_is_named_and_the_others_are_mea
     onnx.save(model, folder / "models" / broken["model"])
     found = measure.measure(folder, threads=1, track=untracked, **QUICK)  # type: ignore[arg-type]
     assert list(found["failed"]) == [broken["signature"]]
-    assert "Unheard" in found["failed"][broken["signature"]]
+    assert 'In Node, ("copy0", Unheard' in found["failed"][broken["signature"]]
     assert len(found["operations"]) == 2
 
 

@@ -70,33 +70,45 @@ def measure(
     Args:
         track: hands on what it is given, and shows how far the work is.
     """
-    import onnxruntime
-
     plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
     write_weights(folder, plan["weights"])
     wanted = [entry for entry in plan["entries"] if entry["signature"] == EMPTY or only in entry["signature"]]
-    medians: dict[str, list[float]] = {entry["signature"]: [] for entry in wanted}
-    runs: dict[str, list[float]] = {entry["signature"]: [] for entry in wanted}
-    failed: dict[str, str] = {}
     turns = [entry for _ in range(rounds) for entry in wanted]
+    runs: dict[str, list[list[float]]] = {entry["signature"]: [] for entry in wanted}
+    failed: dict[str, str] = {}
     gc.collect()
-    gc.freeze()
+    gc.freeze()  # what is alive now need not be looked at after every session
     try:
         for entry in track(turns, "operations"):
-            if entry["signature"] in failed:
+            signature = entry["signature"]
+            if signature in failed:
                 continue
             try:
-                times = _turn(folder / MODELS, entry, threads=threads, seconds=seconds, provider=provider)
+                runs[signature].append(
+                    _turn(folder / MODELS, entry, threads=threads, seconds=seconds, provider=provider)
+                )
             except Exception as problem:  # noqa: BLE001  ONNX Runtime's exceptions share no public base class
-                failed[entry["signature"]] = " ".join(str(problem).split())[:200]
-                continue
-            medians[entry["signature"]].append(statistics.median(times))
-            runs[entry["signature"]] += times
+                failed[signature] = " ".join(str(problem).replace(str(folder), ".").split())[:200]
     finally:
         gc.unfreeze()
     if EMPTY in failed:
         raise RuntimeError(f"ONNX Runtime cannot run the empty model: {failed[EMPTY]}")
-    call_us = min(medians[EMPTY])
+    return _results(plan, wanted, runs, failed, threads=threads, provider=provider)
+
+
+def _results(
+    plan: dict[str, Any],
+    wanted: list[dict[str, Any]],
+    runs: dict[str, list[list[float]]],
+    failed: dict[str, str],
+    *,
+    threads: int,
+    provider: str,
+) -> dict[str, Any]:
+    import onnxruntime
+
+    call_us = min(statistics.median(times) for times in runs[EMPTY])
+    measured = [entry for entry in wanted if entry["signature"] not in (EMPTY, *failed)]
     return {
         "schema": SCHEMA,
         "date": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
@@ -116,23 +128,22 @@ def measure(
         "rotated_bytes": plan["rotated_bytes"],
         "call_us": call_us,
         "operations": {
-            entry["signature"]: _summary(
-                medians[entry["signature"]], runs[entry["signature"]], call_us=call_us, n_copies=entry["n_copies"]
-            )
-            for entry in wanted
-            if entry["signature"] != EMPTY and entry["signature"] not in failed
+            entry["signature"]: _summary(runs[entry["signature"]], call_us=call_us, n_copies=entry["n_copies"])
+            for entry in measured
         },
         "failed": failed,
     }
 
 
-def _summary(medians: list[float], runs: list[float], *, call_us: float, n_copies: int) -> dict[str, float]:
+def _summary(rounds: list[list[float]], *, call_us: float, n_copies: int) -> dict[str, float]:
     """Of one copy: median and spread (median absolute deviation) of all runs, and the median of the quietest round."""
+    runs = [value for times in rounds for value in times]
     median = statistics.median(runs)
+    quietest = min(statistics.median(times) for times in rounds)
     spread = statistics.median(abs(value - median) for value in runs)
     return {
         "median_us": max(0.0, median - call_us) / n_copies,
-        "quietest_us": max(0.0, min(medians) - call_us) / n_copies,
+        "quietest_us": max(0.0, quietest - call_us) / n_copies,
         "spread_us": spread / n_copies,
         "n_runs": len(runs),
     }

@@ -38,6 +38,7 @@ def profile_device(
     image_size: tuple[int, int] | None = None,
     components: Sequence[str] = (),
     allow_pickle: bool = False,
+    rounds: int = measure.ROUNDS,
     update: bool = False,
     force: bool = False,
     progress: Progress | None = None,
@@ -47,6 +48,7 @@ def profile_device(
     Args:
         image_size: height and width that a model is captured at; by default its processor's.
         components: only these; by default all.
+        rounds: turns of every operation; the quietest counts.
         update: an existing file keeps its times and gets those that it lacks.
 
     Raises:
@@ -58,7 +60,7 @@ def profile_device(
         known = read_device_profile(output) if update and output.exists() else None
         asked = threads or (known.runtime.threads if known is not None else n_cores())
         with _found_operations(source, image_size, components, allow_pickle, show) as found:
-            profile = _measured(found, known, threads=asked, progress=show)
+            profile = _measured(found, known, threads=asked, rounds=rounds, progress=show)
         run.publish(profile.to_json())
     return described(profile)
 
@@ -134,18 +136,20 @@ def _examples(graphs: Sequence[GraphOperations]) -> dict[str, Operation]:
     return {name: one for graph in graphs for name, one in graph.examples.items()}
 
 
-def _measured(found: Found, known: DeviceProfile | None, *, threads: int, progress: Progress) -> DeviceProfile:
+def _measured(
+    found: Found, known: DeviceProfile | None, *, threads: int, rounds: int, progress: Progress
+) -> DeviceProfile:
     """Times of what is not known yet, joined with what is, and every whole graph beside its sum."""
-    if known is not None and known.runtime.graph != "all":
-        raise ProfileError("--update", "the file came from another device", remedy="measure it there again")
+    if known is not None:
+        _require_here(known, threads)
     missing = {
         name: one
         for name, one in _examples([graph for _, graph in found]).items()
         if known is None or name not in known.operations
     }
     # Before and after: a machine slows down and speeds up, and the sum is held against the quieter of the two.
-    before = _whole_us(found, threads=threads, progress=progress)
-    profile = measure_operations(missing, threads=threads, progress=progress)
+    before = _whole_us(found, threads=threads, rounds=rounds, progress=progress)
+    profile = measure_operations(missing, threads=threads, rounds=rounds, progress=progress)
     inside = {name for name, one in missing.items() if not one.stands_alone} | set(profile.failed)
     for graph, operations in found:
         if inside & operations.counts.keys():
@@ -153,7 +157,7 @@ def _measured(found: Found, known: DeviceProfile | None, *, threads: int, progre
             added = {name: time for name, time in times.items() if name in inside}
             profile = profile.model_copy(update={"operations": {**profile.operations, **added}})
             inside -= added.keys()
-    after = _whole_us(found, threads=threads, progress=progress)
+    after = _whole_us(found, threads=threads, rounds=rounds, progress=progress)
     if known is not None:
         profile = known.with_more(profile)
     checks = {check.component: check for check in profile.checks}
@@ -164,6 +168,16 @@ def _measured(found: Found, known: DeviceProfile | None, *, threads: int, progre
             component=graph.title, n_operations=operations.counts.total(), predicted_us=predicted, measured_us=whole
         )
     return profile.model_copy(update={"checks": tuple(checks.values())}).fitted()
+
+
+def _require_here(known: DeviceProfile, threads: int) -> None:
+    """Refuses to mix times of two machines or numbers of threads, before anything is measured."""
+    if known.runtime.graph != "all" or known.machine.cpu != measure.processor():
+        raise ProfileError("--update", "the file is of another device", remedy="measure it there again")
+    if known.runtime.threads != threads:
+        raise ProfileError(
+            "--update", f"the file was measured on {known.runtime.threads} threads", remedy="use another file"
+        )
 
 
 def measure_operations(
@@ -182,6 +196,7 @@ def measure_operations(
     return profile_of_results(found)
 
 
-def _whole_us(found: Found, *, threads: int, progress: Progress) -> dict[str, float]:
+def _whole_us(found: Found, *, threads: int, rounds: int, progress: Progress) -> dict[str, float]:
     """Microseconds of every graph in its quietest round."""
-    return quietest_us({one.title: (one.path, one.feed) for one, _ in found}, threads=threads, progress=progress)
+    calls = {one.title: (one.path, one.feed) for one, _ in found}
+    return quietest_us(calls, threads=threads, rounds=rounds, progress=progress)

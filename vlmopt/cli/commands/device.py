@@ -61,6 +61,7 @@ def command() -> None:
 @_graphs
 @options.output("JSON file to create.", is_required=True)
 @options.threads()
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Turns of every operation.")
 @click.option("--update", is_flag=True, help="Add to an existing file what it lacks.")
 @options.force("Replace the file.")
 @options.as_json()
