@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.architecture.rules import ROOT
 from tests.devices.graphs import profile
 from vlmopt.core.errors import ProfileError
 from vlmopt.devices.document import GraphCheck, read_device_profile
@@ -52,6 +53,15 @@ def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes, line: str) ->
     path.write_bytes(content)
     with pytest.raises(ProfileError, match=line):
         read_device_profile(path)
+
+
+def test_the_profiles_that_are_shipped_can_be_read() -> None:
+    shipped = sorted((ROOT / "profiles" / "devices").glob("*.json"))
+    assert shipped
+    for path in shipped:
+        found = read_device_profile(path, allow_other_runtime=True)
+        assert found.operations
+        assert all(time.quietest_us <= time.median_us for time in found.operations.values())
 
 
 def test_a_file_that_is_not_there_says_how_to_make_one(tmp_path: Path) -> None:
