@@ -24,6 +24,7 @@ LAYERS = {
     "capture": 3,
     "tasks": 3,
     "profiling": 3,
+    "devices": 3,
     "planning": 3,
     "rewrite": 3,
     "tuning": 3,
@@ -39,7 +40,7 @@ LAYERS = {
 # Reading YAML is shared by recipes and tasks, and stays in the one room that knows YAML.
 EXCEPTIONS = {"vlmopt.recipe.yaml_file": 1}
 PASS_IMPORTS = ("vlmopt.core", "vlmopt.graph")
-TORCH_FREE = ("core", "recipe", "report", "registry", "rundir", "cli", "runtime", "preprocess", "prompting")
+TORCH_FREE = ("core", "recipe", "report", "registry", "rundir", "cli", "runtime", "devices", "preprocess", "prompting")
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "onnxscript", "optimum", "scipy", "torch_pruning"}
 _NAMES = """
 blip blip2 bart beit bert chameleon clip clipseg coca deit dinov2 emu florence fuyu gemma git idefics instructblip

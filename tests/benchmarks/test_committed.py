@@ -181,6 +181,16 @@ def _generative() -> dict[str, Any]:
     return found
 
 
+def test_whole_graphs_are_predicted_from_their_operations_within_ten_percent() -> None:
+    result = json.loads((RESULTS / "device.json").read_text(encoding="utf-8"))
+    figures = result["figures"]
+    assert figures["latency_plans"] == 20
+    assert 0.0 < figures["latency_mae_percent"] < 10.0
+    assert 0.0 < figures["latency_mae_by_branch_percent"] < 10.0
+    assert abs(figures["latency_worst_percent"]) >= figures["latency_mae_percent"]
+    assert (RESULTS / "device.md").read_text(encoding="utf-8") == as_table(result)
+
+
 def test_adapters_are_counted_as_the_papers_print() -> None:
     result = json.loads((RESULTS / "adapters.json").read_text(encoding="utf-8"))
     figures = result["figures"]

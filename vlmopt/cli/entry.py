@@ -32,6 +32,7 @@ COMMANDS = {
     "recheck": "Check on new data whether what was cut still holds.",
     "run": "Run an artifact on images and texts.",
     "bench": "Measure the latency of an artifact on this machine.",
+    "device": "Measure what operations cost on a device, and predict what a model takes there.",
     "report": "Show the report of an artifact, or compare several.",
     "diff": "Show what differs between two runs.",
     "passes": "List and show passes, check them, or begin a new one.",

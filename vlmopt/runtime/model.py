@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
@@ -16,6 +16,7 @@ from PIL import Image
 from vlmopt.core.errors import ArtifactError
 from vlmopt.core.labels import label_blocks
 from vlmopt.core.manifest import MULTI_TASK, Manifest, read_manifest, size_problems
+from vlmopt.core.session_choice import Optimization, choice_for_here
 from vlmopt.preprocess import Preprocessor
 from vlmopt.runtime.adapters import Weights, adapter_weights
 from vlmopt.runtime.answering import Answer, Answering, Picture, Request, answered
@@ -40,7 +41,8 @@ def load(
     Args:
         adapter: which of its adapters to use, by name, or the file of another one; `none` for the model without any. By
             default the one that its graphs hold.
-        threads: threads of ONNX Runtime; by default it takes one for each core.
+        threads: threads of ONNX Runtime; by default it takes one for each core, or as many as `vlmopt device tune`
+            found fastest for the artifact on this machine.
         providers: execution providers of ONNX Runtime, by their own names; by default the CPU.
 
     Raises:
@@ -54,7 +56,9 @@ def load(
     if problems:
         raise ArtifactError(f"{folder}/{problems[0]}", "the artifact is damaged", remedy="emit or copy it again")
     weights = {} if adapter is None else adapter_weights(folder, manifest, adapter)
-    return Model(folder, manifest, threads, None if providers is None else tuple(providers), weights)
+    tuned = choice_for_here(folder) if threads is None and providers is None else None
+    model = Model(folder, manifest, threads, None if providers is None else tuple(providers), weights)
+    return model if tuned is None else replace(model, threads=tuned.threads, optimization=tuned.optimization)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +70,7 @@ class Model:
     threads: int | None = None
     providers: tuple[str, ...] | None = None
     weights: Weights = field(default_factory=dict, repr=False)  # of another adapter than the one in the graphs
+    optimization: Optimization = "all"
     _sessions: dict[str, Session] = field(default_factory=dict, repr=False)
 
     def __call__(
@@ -211,6 +216,7 @@ class Model:
             threads=self.threads,
             providers=self.providers,
             weights=self.weights.get(name),
+            optimization=self.optimization,
         )
         return self._sessions.setdefault(name, Session(name, entry, self.manifest.dims, opened))
 

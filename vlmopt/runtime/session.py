@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vlmopt.core.errors import ArtifactError
 from vlmopt.core.manifest import ComponentEntry, DimEntry, TensorEntry, content_problems, read_manifest
+from vlmopt.core.session_choice import Optimization
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -86,10 +87,12 @@ def open_session(
     threads: int | None = None,
     providers: Sequence[str] | None = None,
     weights: Mapping[str, NDArray[Any]] | None = None,
+    optimization: Optimization = "all",
 ) -> InferenceSession:
     """ONNX Runtime on one file.
 
     Args:
+        optimization: how far it rewrites the graph before it runs it.
         weights: what takes the place of weights of these names, which lie in the file's data file.
 
     Raises:
@@ -101,6 +104,7 @@ def open_session(
         raise ArtifactError(str(path), "is missing", remedy="emit the artifact again")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; warnings are about the runtime's own rewrites
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{optimization.upper()}")
     if threads is not None:
         options.intra_op_num_threads = threads
     chosen = list(providers or CPU)

@@ -15,6 +15,7 @@ from torch import Tensor
 from vlmopt.core.contract import Promise
 from vlmopt.core.errors import ArtifactError
 from vlmopt.core.program import Assembly, Component, Dim, Program
+from vlmopt.core.session_choice import Optimization
 from vlmopt.core.workload import Feed
 from vlmopt.graph.replay import run_outputs
 from vlmopt.graph.similarity import class_embeddings, similarity_logits
@@ -80,15 +81,18 @@ Runner = Callable[[Feed], tuple[Tensor, ...]]  # a batch in, all outputs out
 Recorded = tuple[Feed, Sequence[Tensor]]  # a batch, and all outputs wanted
 
 
-def open_onnx(path: Path, weights: Mapping[str, Tensor] | None = None) -> Runner:
+def open_onnx(path: Path, weights: Mapping[str, Tensor] | None = None, *, optimization: Optimization = "all") -> Runner:
     """An ONNX file in ONNX Runtime; inputs go by their names, with dots in them or without.
 
     Args:
         weights: what takes the place of weights of these names, which lie in the file's data file.
+        optimization: how far ONNX Runtime rewrites the graph before it runs it.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = getattr(levels, f"ORT_ENABLE_{optimization.upper()}")
     if weights:
         arrays = [np.ascontiguousarray(weight.detach().cpu().numpy()) for weight in weights.values()]
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays]
@@ -153,13 +157,14 @@ def check_file(
     dtype: str,
     limit: float | None = None,
     weights: Mapping[str, Tensor] | None = None,
+    optimization: Optimization = "all",
 ) -> Gate:
-    """Whether a graph file computes what was recorded for every case; an ONNX file with these weights in it.
+    """Whether a graph file computes what was recorded for every case; of ONNX with these weights, so far optimized.
 
     Args:
         limit: the largest difference allowed, where that is not what the type allows.
     """
-    run = open_onnx(path, weights) if weights else OPENERS[kind](path)
+    run = open_onnx(path, weights, optimization=optimization) if kind == "onnx" else OPENERS[kind](path)
     worst = max(worst_difference(run(feed), wanted) for feed, wanted in cases)
     most = ARTIFACT[dtype] if limit is None else limit
     return Gate(name, worst <= most, worst, most)

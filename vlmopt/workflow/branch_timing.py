@@ -64,7 +64,7 @@ def time_branches(
 def _time_component(
     program: Program, name: str, feed: Feed, *, opset: int, progress: Progress, runs: int
 ) -> ComponentTimes:
-    classes = _classes(program, name)
+    classes = branch_classes(program, name)
     mixed = _mixed(classes)
     variants: dict[str, Sequence[str]] = {_WHOLE: ()}
     variants |= {f"without class {i}": members for i, members in enumerate(classes)}
@@ -97,7 +97,7 @@ def _time_component(
     return ComponentTimes(whole, times, predicted, scale * quietest[_MIXED])
 
 
-def _classes(program: Program, name: str) -> list[list[str]]:
+def branch_classes(program: Program, name: str) -> list[list[str]]:
     """Branches that can be skipped, by kind and cost."""
     component = program.components[name]
     classes: dict[tuple[object, ...], list[str]] = {}

@@ -10,6 +10,7 @@ from typing import Any
 
 from vlmopt.core.budgets import Quantity
 from vlmopt.core.progress import Progress
+from vlmopt.core.session_choice import Optimization
 from vlmopt.core.workload import Feed
 from vlmopt.graph.assembled import DECODER
 from vlmopt.runtime.latency import Latency, LatencyTable, measure_latency
@@ -98,16 +99,25 @@ def time_sessions(
     threads: int | None = None,
 ) -> LatencyTable:
     """Latency of ONNX files on one feed, one session at a time, in rounds."""
-    factories = {name: partial(_ByName, path, threads) for name, path in paths.items()}
     with progress.stage(f"timing {', '.join(paths)}"):
-        return measure_latency(factories, dict.fromkeys(paths, feed), runs=runs, rounds=rounds)
+        return time_variants(
+            {name: (path, threads, "all") for name, path in paths.items()}, feed, runs=runs, rounds=rounds
+        )
+
+
+def time_variants(
+    sessions: Mapping[str, tuple[Path, int | None, Optimization]], feed: Mapping[str, Any], *, runs: int, rounds: int
+) -> LatencyTable:
+    """The same for sessions that also differ in their options: file, threads, how far it is optimized."""
+    factories = {name: partial(_ByName, *options) for name, options in sessions.items()}
+    return measure_latency(factories, dict.fromkeys(sessions, feed), runs=runs, rounds=rounds)
 
 
 class _ByName:
     """A file in ONNX Runtime that takes of a feed what it reads, named with dots or without."""
 
-    def __init__(self, path: Path, threads: int | None) -> None:
-        self._session = open_session(path, threads=threads)
+    def __init__(self, path: Path, threads: int | None, optimization: Optimization) -> None:
+        self._session = open_session(path, threads=threads, optimization=optimization)
         self._names = {value.name: value.name.replace(".", "_") for value in self._session.get_inputs()}
 
     def run(self, output_names: None, input_feed: dict[str, Any], /) -> object:
