@@ -166,9 +166,7 @@ def _least_missed(problem: Problem, moments: _Moments, n_cut: int) -> frozenset[
     weight, cut = problem.weight.clone(), list[int]()
     alive = torch.ones(len(problem.columns), dtype=torch.bool)
     for n_now in _rounds(n_cut):
-        blocks = torch.linalg.inv(inverse[problem.columns[:, :, None], problem.columns[:, None, :]])
-        own = weight[:, problem.columns]
-        costs = torch.einsum("oub,ubc,ouc->u", own, blocks, own) if own.shape[2] > 1 else _single(own, blocks)
+        costs = _costs(problem.columns, weight, inverse)
         costs[~alive] = torch.inf
         units = costs.topk(n_now, largest=False).indices
         gone = problem.columns[units].flatten()
@@ -181,9 +179,14 @@ def _least_missed(problem: Problem, moments: _Moments, n_cut: int) -> frozenset[
     return frozenset(cut)
 
 
-def _single(own: Tensor, blocks: Tensor) -> Tensor:
-    """The costs of units of one column, which need no product of all outputs."""
-    return own[:, :, 0].square().sum(0) * blocks[:, 0, 0]
+def _costs(columns: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
+    """What every unit costs, [U], where the others take it over."""
+    if columns.shape[1] == 1:
+        return (weight.square().sum(0) / inverse.diagonal())[columns[:, 0]]
+    blocks = torch.linalg.inv(inverse[columns[:, :, None], columns[:, None, :]])
+    second = (weight.T @ weight)[columns[:, :, None], columns[:, None, :]]
+    costs: Tensor = (second * blocks).sum((1, 2))
+    return costs
 
 
 def _rounds(n_cut: int) -> Iterator[int]:

@@ -39,6 +39,8 @@ from vlmopt.graph.unit_operations import passed_on
 
 aten = torch.ops.aten
 
+_ONE_HEAD = "it has one head"
+
 
 @dataclass(frozen=True, eq=False)
 class Group:
@@ -93,13 +95,15 @@ def find_head_groups(program: Program, component: Component, branch: Branch) -> 
     if isinstance(heads, str):
         return heads
     n_heads = int(heads.mixed.meta["val"].shape[1])
+    if n_heads == 1:
+        return _ONE_HEAD
     found = _found(program, component, branch, heads.mixed, Layout(1, torch.arange(n_heads)))
     if isinstance(found, str):
         return found
     several = [node for node in (heads.queries, heads.keys, heads.values) if node.meta["val"].shape[1] != 1]
     if any(node not in found.layouts or found.layouts[node].axis != 1 for node in several):
         return "its heads are not what its queries, keys and values are made of"
-    return "it has one head" if found.n_units == 1 else found
+    return _ONE_HEAD if found.n_units == 1 else found
 
 
 def _last_linear(module: fx.GraphModule, branch: Branch) -> fx.Node | None:
