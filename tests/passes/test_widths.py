@@ -14,7 +14,7 @@ from vlmopt_passes.prune_ffn import PruneFfn
 from vlmopt_passes.prune_heads import PruneHeads
 
 from tests import toys
-from tests.passes.test_low_rank import run
+from tests.passes.test_low_rank import run, train
 from tests.passes.test_phantom import logits, prompts
 from vlmopt.capture import capture
 from vlmopt.core.contract import Context, Pass, StatRequest
@@ -23,7 +23,7 @@ from vlmopt.core.progress import Silent
 from vlmopt.emit import emit_program
 from vlmopt.graph.assembled import DECODER
 from vlmopt.graph.branches import find_branches
-from vlmopt.graph.example import ResidualBlocks, program_of
+from vlmopt.graph.example import GroupedHeads, ResidualBlocks, program_of
 from vlmopt.graph.folding import linear_of
 from vlmopt.graph.modules import clone_graph, set_at
 from vlmopt.graph.replay import inputs_of, run_outputs
@@ -36,6 +36,7 @@ from vlmopt.workflow.samples import sample_shapes
 TOWERS = ("clip", "dual_encoder", "vilt", "blip")
 DECODERS = ("llava_llama", "gemma3")
 Captured = Callable[[str], Program]
+SAMPLE = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +184,20 @@ def test_two_widths_of_one_branch_are_two_candidates_of_which_the_first_is_taken
     ((_, graph, group),) = groups_of(done)
     assert group.n_units == 12
     assert linear_of(graph, group.consumers[0]).in_features == 12
+
+
+@pytest.mark.parametrize("pass_", [PruneFfn(keep=0.5, multiple=4), PruneHeads(keep=0.5)])
+def test_adapters_beside_a_layer_are_cut_with_it_and_fold_as_before(pass_: Pass) -> None:
+    made = program_of((ResidualBlocks() if isinstance(pass_, PruneFfn) else GroupedHeads()).double(), SAMPLE)
+    options = {"rank": 2}
+    adapted = run_step(made, make_pass("insert-low-rank-adapter", options), Context(), step=1).program
+    train(adapted)
+    done = cut(pass_, with_idle_units(adapted)).program
+    assert float((run(done, SAMPLE) - run(with_idle_units(adapted), SAMPLE)).abs().max()) < 1e-12
+    folded = run_step(done, make_pass("fold-adapters", {}), Context(), step=1)
+    assert folded.applied
+    assert float((run(folded.program, SAMPLE) - run(done, SAMPLE)).abs().max()) < 1e-12
+    assert float((run(done, SAMPLE) - run(made, SAMPLE)).abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize(

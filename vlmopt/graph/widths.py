@@ -66,7 +66,8 @@ class Group:
     def columns(self) -> Tensor:
         """The positions in the source of every unit, [U, positions of a unit]."""
         units = self.layouts[self.source].units
-        return torch.stack([(units == unit).nonzero().flatten() for unit in range(self.n_units)])
+        order = units.argsort(stable=True)  # those of no unit come first
+        return order[int((units == FREE).sum()) :].reshape(self.n_units, -1)
 
     @property
     def cache(self) -> tuple[fx.Node, ...]:
@@ -214,7 +215,8 @@ class _Search:
         if len(sources) > 1:
             raise Mixed(f"its units are read at several places: {', '.join(sorted(node.name for node in sources))}")
         (source,) = sources
-        counts = torch.stack([(self._layouts[source].units == unit).sum() for unit in range(n_units)])
+        units = self._layouts[source].units
+        counts = torch.bincount(units[units != FREE], minlength=n_units)
         if bool((counts != counts[0]).any()) or not bool(counts[0]):
             raise Mixed("its units differ in width")
         past = sorted(self._past[node] for node in self._layouts if node in self._past)
