@@ -14,7 +14,18 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.benchmarks import adapters, contract, frame, generative, generative_tables, pcetl, picture, readme, towers
+from tests.benchmarks import (
+    adapters,
+    contract,
+    frame,
+    generative,
+    generative_tables,
+    pcetl,
+    picture,
+    readme,
+    towers,
+    width,
+)
 
 RESULTS = Path(__file__).parent / "results"
 Parts = Callable[[], Mapping[str, Callable[[], Mapping[str, float | str]]]]
@@ -24,6 +35,7 @@ BENCHMARKS: dict[str, Parts] = {
     "pcetl": pcetl.parts,
     "generative": generative.parts,
     "adapters": adapters.parts,
+    "width": width.parts,
 }
 README_TABLES = {
     "frame": readme.before_after,

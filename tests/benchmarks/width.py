@@ -8,6 +8,7 @@ heads. All variants cut as much, fit the head anew on the same drawings, and are
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -21,8 +22,7 @@ from vlmopt.core.program import Component, Program
 from vlmopt.core.progress import Silent
 from vlmopt.graph.branches import BranchKind, find_branches
 from vlmopt.graph.costing import program_cost
-from vlmopt.graph.folding import linear_of
-from vlmopt.graph.modules import clone_graph, make_code
+from vlmopt.graph.modules import make_code
 from vlmopt.graph.narrowing import narrowed
 from vlmopt.graph.widths import Group, find_head_groups, find_hidden
 from vlmopt.registry import make_pass
@@ -107,13 +107,13 @@ def _by_magnitude(program: Program, share: float) -> Program:
 
 def _importance(component: Component, group: Group) -> Tensor:
     """Torch-Pruning's importance of every unit, [U]: the sum over its channels."""
-    graph = clone_graph(component.graph)
+    graph = copy.deepcopy(component.graph).requires_grad_(True)  # it follows gradients
     make_code(graph)
     (spec,) = component.inputs
     example = torch.zeros([size if isinstance(size, int) else 1 for size in spec.shape])
     dependencies = torch_pruning.DependencyGraph().build_dependency(graph, example_inputs=example)
     node = group.producers[0]
-    root, units = linear_of(graph, node), group.layouts[node].units
+    root, units = graph.get_submodule(str(node.target)), group.layouts[node].units
     whole = dependencies.get_pruning_group(root, torch_pruning.prune_linear_out_channels, idxs=list(range(len(units))))
     channels = torch_pruning.importance.MagnitudeImportance(p=2)(whole)
     return torch.zeros(group.n_units).index_add(0, units, channels.float())

@@ -222,7 +222,7 @@ class _Search:
         past = sorted(self._past[node] for node in self._layouts if node in self._past)
         kept = sorted(self._kept[node].replace(PRESENT, PAST, 1) for node in self._layouts if node in self._kept)
         if past != kept:
-            raise Mixed("what it reads of the cache is not what it leaves there")
+            raise Mixed("its entries in the cache are filled by another component")
         return Group(n_units, self._layouts, tuple(self._producers), tuple(self._consumers), source)
 
 
