@@ -25,6 +25,7 @@ from tests.benchmarks import (
     picture,
     readme,
     towers,
+    width,
 )
 
 RESULTS = Path(__file__).parent / "results"
@@ -36,6 +37,7 @@ BENCHMARKS: dict[str, Parts] = {
     "generative": generative.parts,
     "adapters": adapters.parts,
     "device": device.parts,
+    "width": width.parts,
 }
 README_TABLES = {
     "frame": readme.before_after,

@@ -107,3 +107,33 @@ def test_a_class_token_that_is_dropped_is_not_counted_at_all(
 def test_other_programs_take_the_files_as_they_are(tmp_path: Path) -> None:
     files = {"config.json": CONFIGURATION, "processor_config.json": {"image_processor": {"crop_size": 1}}}
     assert copied(tmp_path, files, dual_program()) == files
+
+
+def with_key_heads(*counts: int) -> Program:
+    """The toy as if passes had left so many heads of keys in its layers."""
+    made = program()
+    decoder = made.components["decoder_model_merged"]
+    heads = dict(enumerate(counts))
+    inputs = tuple(
+        spec
+        if spec.cache_layer is None
+        else replace(spec, shape=(spec.shape[0], heads[spec.cache_layer], *spec.shape[2:]))
+        for spec in decoder.inputs
+    )
+    return made.with_components({**made.components, decoder.name: replace(decoder, inputs=inputs)})
+
+
+@pytest.mark.parametrize(("counts", "told"), [((2, 2, 2), 2), ((1, 1, 1), 1)])
+def test_the_decoder_has_the_heads_of_keys_that_its_cache_has(
+    tmp_path: Path, counts: tuple[int, ...], told: int
+) -> None:
+    text = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    found = copied(tmp_path, {"config.json": {"text_config": text}}, with_key_heads(*counts))["config.json"]
+    assert found["text_config"] == {"num_attention_heads": 4, "num_key_value_heads": told}
+    assert "transformers.js_config" in found
+
+
+def test_javascript_is_told_nothing_of_layers_that_differ_in_heads(tmp_path: Path) -> None:
+    text = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    found = copied(tmp_path, {"config.json": {"text_config": text}}, with_key_heads(2, 1, 2))["config.json"]
+    assert found == {"text_config": text}

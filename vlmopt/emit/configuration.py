@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from vlmopt.core.program import Generation, Program
 from vlmopt.emit.genai import write_genai_files
 from vlmopt.emit.genai_graphs import GENAI_EMBEDDING
+from vlmopt.graph.assembled import DECODER
 from vlmopt.rundir import write_json
 
 CONFIGURATION, GENERATION = "config.json", "generation_config.json"
@@ -27,7 +28,7 @@ def copy_processor(files: Sequence[Path], program: Program, folder: Path) -> Non
     for source in files:
         shutil.copyfile(source, folder / source.name)
     if program.generation is not None:
-        _fit(folder, program.generation)
+        _fit(folder, program.generation, _key_heads(program))
     if any(folder.rglob(f"{GENAI_EMBEDDING}.onnx")):
         write_genai_files(
             program,
@@ -38,12 +39,23 @@ def copy_processor(files: Sequence[Path], program: Program, folder: Path) -> Non
         )
 
 
-def _fit(folder: Path, generation: Generation) -> None:
+def _key_heads(program: Program) -> set[int | str]:
+    """How many heads of keys the decoder's layers have; none where it attends across, or is not there."""
+    generation = program.generation
+    if generation is None or generation.cross_source or DECODER not in program.components:
+        return set()
+    keys = (spec for spec in program.components[DECODER].inputs if spec.name.endswith("_key"))
+    return {spec.shape[1] for spec in keys if spec.cache_layer is not None}
+
+
+def _fit(folder: Path, generation: Generation, key_heads: Collection[int | str]) -> None:
     configuration = _read(folder / CONFIGURATION)
     if configuration:
         # where a decoder attends across, no number of layers says which of its attentions are left
         fitted = _with_layers(configuration, () if generation.cross_source else generation.cache_layers)
-        write_json(folder / CONFIGURATION, {**fitted, JAVASCRIPT: _javascript(folder)})
+        # one number of heads is all that transformers.js can be told, so it is told of no graphs that have several
+        told = {JAVASCRIPT: _javascript(folder)} if len(key_heads) < 2 else {}
+        write_json(folder / CONFIGURATION, {**_with_key_heads(fitted, key_heads), **told})
     ends = _read(folder / GENERATION)
     if generation.stop_tokens and ends.get("eos_token_id") is None:
         write_json(folder / GENERATION, {**ends, "eos_token_id": list(generation.stop_tokens)})
@@ -65,6 +77,17 @@ def _with_layers(content: dict[str, Any], layers: Sequence[int]) -> dict[str, An
     kinds = content.get("layer_types")
     kept = {"layer_types": [kinds[layer] for layer in layers]} if isinstance(kinds, list) else {}
     return {**content, "num_hidden_layers": len(layers), **kept}
+
+
+def _with_key_heads(content: dict[str, Any], key_heads: Collection[int | str]) -> dict[str, Any]:
+    """The decoder's configuration with as many heads of keys as its cache has, where passes pruned some."""
+    text = content.get("text_config")
+    if isinstance(text, dict):
+        return {**content, "text_config": _with_key_heads(text, key_heads)}
+    stated = content.get("num_key_value_heads", content.get("num_attention_heads"))
+    if len(key_heads) != 1 or stated is None or stated in key_heads:
+        return content
+    return {**content, "num_key_value_heads": next(iter(key_heads))}
 
 
 def _without_dropped_token(processor: dict[str, Any]) -> dict[str, Any]:

@@ -51,10 +51,22 @@ class Heads:
 
 
 def find_heads(branch: Branch) -> Heads | str:
-    """The heads of an attention branch, or why they are not recognised."""
+    """The heads of a self-attention to whose scores something can be added, or why there are none."""
     if branch.kind is BranchKind.CROSS_ATTENTION:
         return "is a cross attention, whose keys come from elsewhere and have no token of the stream in front"
-    if branch.kind is not BranchKind.ATTENTION:
+    found = find_attention(branch)
+    if isinstance(found, str) or found.mixed.target is not SDPA:
+        return found
+    names = ("attn_mask", "dropout_p", "is_causal")
+    given = dict(zip(names, found.mixed.args[3:], strict=False)) | dict(found.mixed.kwargs)
+    if given.get("is_causal") or given.get("dropout_p"):
+        return "its mask is made inside of the attention call, so that no score can be added to it"
+    return found
+
+
+def find_attention(branch: Branch) -> Heads | str:
+    """The heads of an attention branch, cross attentions included, or why they are not recognised."""
+    if branch.kind not in (BranchKind.ATTENTION, BranchKind.CROSS_ATTENTION):
         return f"is a branch of kind {branch.kind.value}, no attention"
     calls = [node for node in branch.region if node.target is SDPA or node.target in _SOFTMAX]
     if len(calls) != 1:
@@ -63,11 +75,7 @@ def find_heads(branch: Branch) -> Heads | str:
     return found if isinstance(found, str) else _checked(found)
 
 
-def _of_call(call: fx.Node) -> Heads | str:
-    names = ("attn_mask", "dropout_p", "is_causal")
-    given = dict(zip(names, call.args[3:], strict=False)) | dict(call.kwargs)
-    if given.get("is_causal") or given.get("dropout_p"):
-        return "its mask is made inside of the attention call, so that no score can be added to it"
+def _of_call(call: fx.Node) -> Heads:
     queries, keys, values = _operands(call)[:3]
     own, factor = _unscaled(queries)
     return Heads(call, None, own, _unrepeated(keys), _unrepeated(values), factor)

@@ -177,9 +177,9 @@ class PassSection(_Section):
 class BranchSection(_Section):
     """A residual branch of the original: its cost, its importance (loss increase without it) and whether it stays.
 
-    `cut_by` is the step that took it out (`2 skip-branches`), `reason` why the steps that might have done so did not.
-    `certainty` is said of a cut branch whose rank was bootstrapped: certain where 95 % of the resamples rank it among
-    the least needed, as many as were cut.
+    `cut_by` is the step that took it out (`2 skip-branches`), `reason` why the steps that might have done so did not,
+    or what they left of it. `certainty` is said of a cut branch whose rank was bootstrapped: certain where 95 % of the
+    resamples rank it among the least needed, as many as were cut.
     """
 
     component: str

@@ -62,7 +62,7 @@ def _branch_names(program: Program, component: str) -> frozenset[str]:
 
 
 def _reasons(state: RunState, steps: Sequence[StepResult], component: str, row: dict[str, Any]) -> Iterator[str]:
-    """Why each step that considered the branch, or the layer it is in, left it alone."""
+    """Why each step that considered the branch, or the layer it is in, left it alone, or what is left of it."""
     names = {f"{component}/{row['name']}", f"{component}/{row['layer_name']}", row["name"], row["layer_name"]}
     n_before = 0
     for step in steps:
@@ -70,6 +70,8 @@ def _reasons(state: RunState, steps: Sequence[StepResult], component: str, row: 
         if step.promise is Promise.LOSSY:
             refusals = [refusal for refusal in step.refusals if refusal.component == component]
             yield from (f"{place}: {refusal.reason}" for refusal in refusals if refusal.name in names)
+            thinned = [site for site in step.applied if site.component == component and row["name"] in site.target]
+            yield from (f"{place}: {site.summary}" for site in thinned if site.summary and site.saving.macs > 0)
             left = [site for site in step.left if site.component == component and row["name"] in site.target]
             if left:
                 yield f"{place}: {_why_left(state, step, left, n_before=n_before)}"

@@ -87,7 +87,7 @@ def _times_us(
     for graph in graphs:
         sessions = {one.name: (graph.path, one.threads, one.optimization) for one in variants}
         with progress.stage(f"timing {len(variants)} variants of {graph.title}"):
-            table = time_variants(sessions, graph.feed, runs=runs, rounds=_ROUNDS)
+            table = time_variants(sessions, dict.fromkeys(sessions, graph.feed), runs=runs, rounds=_ROUNDS)
         for one in variants:
             totals[one] += 1e3 * table[one.name].quietest_ms
     return totals

@@ -8,7 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vlmopt.core.budgets import Quantity
+from vlmopt.core.program import Component
 from vlmopt.core.progress import Progress
 from vlmopt.core.session_choice import Optimization
 from vlmopt.core.workload import Feed
@@ -48,9 +51,11 @@ def time_components(state: RunState, files: Files, originals: Files, *, original
         tensors = _merged([single(component, feed) for component in readers])
         one = {key: value.numpy() for key, value in tensors.items()}
         paths = {"original": original_folder / originals[name]["onnx"]}
+        own: dict[str, Mapping[str, Any]] = {}
         if name in files and "onnx" in files[name]:
             paths["optimized"] = state.run.path(files[name]["onnx"])
-        measured = time_sessions(paths, one, progress=state.progress)
+            own["optimized"] = _as_wide(one, state.optimized.components[name])
+        measured = time_sessions(paths, one, own=own, progress=state.progress)
         optimized = measured.get("optimized")
         ratio = None if optimized is None else measured.ratio("original", "optimized").value
         rows[title] = {
@@ -58,7 +63,7 @@ def time_components(state: RunState, files: Files, originals: Files, *, original
             "optimized": None if optimized is None else _milliseconds(optimized),
             "ratio": ratio,
         }
-        for side, latency in _for_the_budget(state, paths, one, measured).items():
+        for side, latency in _for_the_budget(state, paths, (one, own), measured).items():
             quietest[side] += 1e3 * latency.quietest_ms
         threads += [latency.n_threads for latency in measured.values() if latency.n_threads is not None]
     return Timings(rows, max(threads, default=None), quietest)
@@ -79,38 +84,57 @@ def _merged(feeds: Sequence[Feed]) -> Feed:
     return {name: value for feed in feeds for name, value in feed.items()}
 
 
+def _as_wide(arrays: Mapping[str, Any], component: Component) -> dict[str, Any]:
+    """The same inputs, entries of the cache of as many heads as the component has left."""
+    fitted = dict(arrays)
+    for spec in component.inputs:
+        fixed = (slice(size if isinstance(size, int) else None) for size in spec.shape)
+        fitted[spec.name] = np.ascontiguousarray(arrays[spec.name][tuple(fixed)])
+    return fitted
+
+
 def _for_the_budget(
-    state: RunState, paths: Mapping[str, Path], feed: Mapping[str, Any], measured: LatencyTable
+    state: RunState,
+    paths: Mapping[str, Path],
+    feeds: tuple[Mapping[str, Any], Mapping[str, Mapping[str, Any]]],
+    measured: LatencyTable,
 ) -> LatencyTable:
     """What a budget is held against: for a share of the original both on one thread, as the planner checked it."""
     limit = state.recipe.budgets.limits.limits.get(Quantity.LATENCY)
     if limit is None or not limit.is_relative:
         return measured
-    return time_sessions(paths, feed, progress=state.progress, runs=60, rounds=10, threads=1)
+    feed, own = feeds
+    return time_sessions(paths, feed, own=own, progress=state.progress, runs=60, rounds=10, threads=1)
 
 
 def time_sessions(
     paths: Mapping[str, Path],
     feed: Mapping[str, Any],
     *,
+    own: Mapping[str, Mapping[str, Any]] | None = None,
     progress: Progress,
     runs: int = 50,
     rounds: int = 3,
     threads: int | None = None,
 ) -> LatencyTable:
-    """Latency of ONNX files on one feed, one session at a time, in rounds."""
+    """Latency of ONNX files on one feed, or on their `own`, one session at a time, in rounds."""
+    feeds = {name: (own or {}).get(name, feed) for name in paths}
     with progress.stage(f"timing {', '.join(paths)}"):
         return time_variants(
-            {name: (path, threads, "all") for name, path in paths.items()}, feed, runs=runs, rounds=rounds
+            {name: (path, threads, "all") for name, path in paths.items()}, feeds, runs=runs, rounds=rounds
         )
 
 
 def time_variants(
-    sessions: Mapping[str, tuple[Path, int | None, Optimization]], feed: Mapping[str, Any], *, runs: int, rounds: int
+    sessions: Mapping[str, tuple[Path, int | None, Optimization]],
+    feeds: Mapping[str, Mapping[str, Any]],
+    *,
+    runs: int,
+    rounds: int,
 ) -> LatencyTable:
     """The same for sessions that also differ in their options: file, threads, how far it is optimized."""
     factories = {name: partial(_ByName, *options) for name, options in sessions.items()}
-    return measure_latency(factories, dict.fromkeys(sessions, feed), runs=runs, rounds=rounds)
+    return measure_latency(factories, feeds, runs=runs, rounds=rounds)
 
 
 class _ByName:
