@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from vlmopt_passes.prune_tokens import PruneTokens
 
-from tests.capture.test_generative import ALONE, answer, captured_toy, prompts
+from tests.capture.test_generative import answer, captured_toy, prompts
 from vlmopt.core.contract import Context
 from vlmopt.core.errors import PassError, VlmoptError
 from vlmopt.core.program import Assembly, Generation, Program
 from vlmopt.core.progress import Silent
 from vlmopt.emit import emit_program
-from vlmopt.graph.assembled import DECODER, EMBEDDING, VISION, embedded, step
+from vlmopt.graph.assembled import DECODER, VISION, embedded, step
 from vlmopt.graph.branches import find_branches
 from vlmopt.graph.example import component_of, eyes_and_words, program_from
-from vlmopt.graph.image_tokens import token_grid, token_place
+from vlmopt.graph.image_tokens import token_place
 from vlmopt.graph.joined import MODEL, joined
 from vlmopt.graph.replay import run_outputs
 from vlmopt.registry import make_pass
@@ -174,7 +174,7 @@ def test_families_that_cannot_be_pruned_say_why(family: str, method: str, told: 
 
 FAMILIES = [
     ("llava_llama", "merge", 7),
-    ("llava_tied", "pool", 8),
+    ("llava_tied", "pool", 7),
     ("gemma3", "select-salient", 3),
     ("qwen2_5_vl", "pool", 2),
     ("qwen3_vl", "pool", 3),
@@ -189,7 +189,9 @@ FAMILIES = [
 
 @pytest.mark.parametrize("place", ["encoded", "projected"])
 @pytest.mark.parametrize(("family", "method", "keep"), FAMILIES)
-def test_cached_decoding_is_uncached_decoding_with_fewer_tokens(family: str, method: str, keep: int, place: str) -> None:
+def test_cached_decoding_is_uncached_decoding_with_fewer_tokens(
+    family: str, method: str, keep: int, place: str
+) -> None:
     _, program = captured_toy(family)
     assert program.generation is not None
     result = pruned(program, keep, method, spread=spread_of(program), place=place)
@@ -206,3 +208,64 @@ def test_cached_decoding_is_uncached_decoding_with_fewer_tokens(family: str, met
         whole, others = answer(left, ids, mask, pixels, is_cached=False)
         assert torch.equal(cached, whole)
         assert float((found - others).abs().max()) < 1e-4
+
+
+def test_the_reduction_lies_in_front_of_the_projector_or_behind_it() -> None:
+    _, program = captured_toy("llava_llama")
+    vision = program.components[VISION]
+    encoded, projected = (token_place(vision, is_encoded=is_encoded) for is_encoded in (True, False))
+    assert [str(reader.target) for reader in encoded.readers] == ["model.multi_modal_projector.linear_1"]
+    assert [reader.op for reader in projected.readers] == ["output"]
+    assert (encoded.n_tokens, projected.n_tokens) == (16, 16)
+    spread = spread_of(program)
+    early, late = (
+        pruned(program, 5, "select-positions", spread=spread, place=place).program for place in ("encoded", "projected")
+    )
+    ids, mask, pixels = prompts(early, n_images=(1, 1), n_padding=2)
+    found = [step(one, embedded(one, ids, pixels), mask)[0] for one in (early, late)]
+    assert float((found[0] - found[1]).abs().max()) < 1e-5
+    assert [branch.name for branch in find_branches(early.components[VISION].graph)] == [
+        branch.name for branch in find_branches(vision.graph)
+    ]
+
+
+def test_a_prompt_with_the_places_of_the_original_is_refused() -> None:
+    _, program = captured_toy("llava_llama")
+    left = pruned(program, 5, "merge").program
+    ids, mask, pixels = prompts(program, n_images=(1,), n_padding=0)
+    with pytest.raises(VlmoptError, match="have 16 places for features of images, and the images have 5"):
+        embedded(left, ids, pixels)
+    labels = torch.where(torch.arange(ids.shape[1]) == ids.shape[1] - 1, ids, -100)
+    with pytest.raises(VlmoptError, match="have 16 places for features of images, and the images have 5"):
+        joined(left).program.components[MODEL].graph(ids, mask, labels, pixels)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_reach_the_tower_through_what_is_left(method: str) -> None:
+    _, program = captured_toy("llava_llama")
+    left = pruned(program, 4, method, spread=spread_of(program)).program
+    ids, mask, pixels = prompts(left, n_images=(1,), n_padding=0)
+    labels = torch.where(torch.arange(ids.shape[1]) == ids.shape[1] - 1, ids, -100)
+    whole = joined(left).program.components[MODEL].graph
+    weight = next(
+        value for name, value in whole.named_parameters() if name.endswith("layers.0.self_attn.q_proj.weight")
+    )
+    weight.requires_grad_(True)
+    try:
+        (gradient,) = torch.autograd.grad(-whole(ids, mask, labels, pixels)[0][..., 0].sum(), [weight])
+        assert float(gradient.abs().max()) > 0
+    finally:
+        weight.requires_grad_(False)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_onnx_computes_what_the_program_does(method: str, tmp_path: Path) -> None:
+    _, program = captured_toy("llava_llama")
+    left = pruned(program, 4, method, spread=spread_of(program)).program
+    alone = replace(left, components={VISION: left.components[VISION]})
+    files = emit_program(alone, ("onnx",), tmp_path, progress=Silent())
+    feeds = sample_shapes(left, None, seed=0)
+    cases = [(feed, run_outputs(alone.components[VISION], feed)) for feed in feeds[VISION]]
+    assert [len(feed["pixel_values"]) for feed, _ in cases] == [1, 2]
+    assert feeds[DECODER][0]["inputs_embeds"].shape[1] == 8 + 4
+    assert check_file(VISION, tmp_path / files[VISION]["onnx"], "onnx", cases, dtype="float32").passed
