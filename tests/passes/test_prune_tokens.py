@@ -181,7 +181,7 @@ FAMILIES = [
     ("git", "select-positions", 5),
     *(pytest.param(*one, marks=pytest.mark.slow) for one in (
         ("llava_qwen2", "select-positions", 5), ("internvl", "merge", 3), ("paligemma", "pool", 4),
-        ("smolvlm", "pool", 1), ("blip2", "merge", 2), ("llava_next", "select-salient", 9), ("florence2", "merge", 3),
+        ("smolvlm", "pool", 1), ("blip2", "merge", 2), ("llava_next", "select-salient", 9), ("florence2", "merge", 1),
         ("deepseek_vl", "merge", 5), ("llava_onevision", "merge", 20), ("qwen2_vl", "pool", 1),
     )),
 ]  # fmt: skip
