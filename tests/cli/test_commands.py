@@ -15,7 +15,7 @@ FIRST_PARTY = [
     "canonicalize", "drop-phantom", "drop-traversal", "fold-adapters", "fold-constants", "fold-cross-modal-adapter",
     "fold-fixed-inputs", "fold-routers", "fold-skip-adapter", "freeze-first-token", "insert-adaptation-adapter",
     "insert-cross-modal-adapter", "insert-low-rank-adapter", "insert-phantom", "insert-skip-adapter",
-    "insert-traversal", "replace-adapter-gate", "skip-branches", "skip-layers",
+    "insert-traversal", "prune-tokens", "replace-adapter-gate", "skip-branches", "skip-layers",
 ]  # fmt: skip
 
 

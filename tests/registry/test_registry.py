@@ -15,7 +15,7 @@ FIRST_PARTY = (
     "insert-adaptation-adapter", "fold-skip-adapter", "fold-adapters", "insert-low-rank-adapter",
     "insert-cross-modal-adapter", "fold-cross-modal-adapter", "replace-adapter-gate",
     "insert-phantom", "drop-phantom", "freeze-first-token",
-    "insert-traversal", "drop-traversal", "fold-routers",
+    "insert-traversal", "drop-traversal", "fold-routers", "prune-tokens",
 )  # fmt: skip
 GOOD = '''
 """Drops nothing.
