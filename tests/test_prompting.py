@@ -273,3 +273,33 @@ def test_where_no_word_stands_for_an_image_it_comes_first_and_alone(tmp_path: Pa
     for n_images in (0, 2):
         with pytest.raises(TaskError, match=f"comes with {n_images} images; expected one: the model reads a single"):
             Prompter.of(preprocessor, front).encode("what", n_images)
+
+
+def test_where_an_image_has_fewer_features_left_it_has_as_many_places(tmp_path: Path) -> None:
+    folder = llava_folder(tmp_path)
+    left = replace(prompter(folder, n=5), processor_tokens=N_FEATURES)
+    text = "what <image> colour is <image> red"
+    whole, found = prompter(folder).encode(text, 2), left.encode(text, 2)
+    assert found.count(IMAGE) == 2 * 5
+    assert [token for token in found if token != IMAGE] == [token for token in whole if token != IMAGE]
+    assert "".join("i" if token == IMAGE else "." for token in found) == "..iiiii..iiiii."
+    assert left.encode("what", 0) == prompter(folder).encode("what", 0)
+    assert (left.processor_places(), prompter(folder).processor_places()) == (N_FEATURES, N_FEATURES)
+    with pytest.raises(ModelError, match=r"its processor makes 16 tokens of 1 images; expected 5 for each"):
+        prompter(folder, n=5).encode(text.replace("<image> red", "red"), 1)
+
+
+def test_a_processor_that_was_told_is_not_corrected(tmp_path: Path) -> None:
+    folder = llava_folder(tmp_path)
+    file = folder / "processor_config.json"
+    stated = json.loads(file.read_text())
+    file.write_text(json.dumps({**stated, "num_additional_image_tokens": 1 + 5 - N_FEATURES}))
+    left = replace(prompter(folder, n=5), processor_tokens=N_FEATURES)
+    assert left.processor_places() == 5
+    assert left.encode("<image> what", 1).count(IMAGE) == 5
+
+
+def test_of_a_folder_without_a_processor_no_places_are_known(tmp_path: Path) -> None:
+    made = replace(prompter(plain_folder(tmp_path), n=5), processor_tokens=N_FEATURES)
+    assert made.encode("<image> what", 1).count(IMAGE) == 5
+    assert made.processor_places() is None

@@ -6,7 +6,7 @@ The tokenizer and the processor are those of transformers and are built on first
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import takewhile
 from typing import Any
@@ -31,7 +31,8 @@ class Prompter:
     `image_token` is the id that stands for one feature of an image, `image_tokens` how many features an image has.
     Where it is below zero no word does: a prompt has one image, and its features, if the decoder reads them there, lie
     in front of the text. `start_tokens` begin a text in place of what the tokenizer puts around it; `stop_tokens`, if
-    any, end an answer in place of those that the folder states.
+    any, end an answer in place of those that the folder states. `processor_tokens`, if any, are the places that the
+    model's own processor makes of an image that has fewer features left.
     """
 
     preprocessor: Preprocessor
@@ -39,13 +40,14 @@ class Prompter:
     image_tokens: int
     start_tokens: tuple[int, ...] = ()
     stop_tokens: tuple[int, ...] = ()
+    processor_tokens: int = 0
 
     @classmethod
     def of(cls, preprocessor: Preprocessor, generation: Generation | GenerationEntry) -> Prompter:
         """As the parts of a model are joined. An encoder reads a text as its tokenizer has it."""
         start = () if generation.reads_across else generation.start_tokens
         found = (generation.image_token, generation.image_tokens, start, generation.stop_tokens)
-        return cls(preprocessor, *found)
+        return cls(preprocessor, *found, generation.processor_tokens)
 
     def encode(self, prompt: str, n_images: int, *, system: str | None = None) -> list[int]:
         """The ids behind which the model writes its answer, every image in the places of its features.
@@ -179,6 +181,16 @@ class Prompter:
             raise ModelError(self._place, f"its tokenizer has no token {self.image_token}, which stands for images")
         return str(found)
 
+    def processor_places(self) -> int | None:
+        """The places that the folder's processor makes of one image; None where it names none, or it fails."""
+        if self._processor is None or self.image_token < 0:
+            return None
+        try:
+            made = replace(self, processor_tokens=0)._ids(self.placeholder, 1, has_special=False)
+        except ModelError:
+            return None
+        return made.count(self.image_token)
+
     @property
     def _place(self) -> str:
         return str(self.preprocessor.folder)
@@ -267,7 +279,18 @@ class Prompter:
         except Exception as problem:
             found = f"its processor fails on a prompt of {n_images} images ({problem})"
             raise ModelError(self._place, found) from problem
-        return [int(token) for token in made[0]]
+        return self._thinned([int(token) for token in made[0]], n_images)
+
+    def _thinned(self, ids: list[int], n_images: int) -> list[int]:
+        """The ids with as many places as an image has features, where the processor makes those of the original."""
+        n_made, seen, kept = self.processor_tokens, 0, list[int]()
+        if not n_made or ids.count(self.image_token) != n_images * n_made:
+            return ids
+        for token in ids:
+            if token != self.image_token or seen % n_made < self.image_tokens:
+                kept.append(token)
+            seen += token == self.image_token
+        return kept
 
     def _plain_ids(self, text: str) -> list[int]:
         return self._ids_of_text(text, has_special=False)

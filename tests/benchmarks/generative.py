@@ -46,7 +46,7 @@ def parts() -> Mapping[str, Callable[[], Found]]:
     }  # fmt: skip
     real = {f"real-{name}": partial(_real, name) for name in REAL}
     real |= {f"structure-{name}": partial(_real_structure, name) for name in STRUCTURES}
-    return fixed | real | {f"cuts-{task}": partial(_cuts, task) for task in CUT_TASKS}
+    return fixed | real | {f"cuts-{task}": partial(_cuts, task) for task in CUT_TASKS} | {"tokens": _tokens}
 
 
 def _real(name: str) -> Found:
@@ -68,6 +68,12 @@ def _cuts(task: str) -> Found:
     from tests.benchmarks import llava_cuts
 
     return {**llava_cuts.figures(task)}
+
+
+def _tokens() -> Found:
+    from tests.benchmarks import tokens
+
+    return {**tokens.figures("style")}
 
 
 def _families() -> Found:

@@ -16,8 +16,8 @@ FIRST_PARTY = [
     "fold-cross-modal-adapter",
     "fold-fixed-inputs", "fold-routers", "fold-skip-adapter", "freeze-first-token", "insert-adaptation-adapter",
     "insert-cross-modal-adapter", "insert-low-rank-adapter", "insert-phantom", "insert-skip-adapter",
-    "insert-traversal", "prune-ffn", "prune-heads", "quantize-int8", "quantize-weights", "replace-adapter-gate",
-    "skip-branches", "skip-layers",
+    "insert-traversal", "prune-ffn", "prune-heads", "prune-tokens", "quantize-int8", "quantize-weights",
+    "replace-adapter-gate", "skip-branches", "skip-layers",
 ]  # fmt: skip
 
 

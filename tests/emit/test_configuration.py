@@ -13,6 +13,7 @@ from tests.capture.test_generative import captured_toy
 from tests.emit.toy import dual_program
 from vlmopt.core.program import Generation, Program
 from vlmopt.emit.configuration import copy_processor
+from vlmopt.emit.genai_graphs import runs_in_genai
 
 CONFIGURATION = {"model_type": "toy", "text_config": {"num_hidden_layers": 3, "layer_types": ["a", "b", "c"]}}
 
@@ -102,6 +103,46 @@ def test_a_class_token_that_is_dropped_is_not_counted_at_all(
 ) -> None:
     found = copied(tmp_path, {"processor_config.json": stated}, program())["processor_config.json"]
     assert (found["num_additional_image_tokens"], found["vision_feature_select_strategy"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("file", "stated", "expected"),
+    [
+        (
+            "processor_config.json",
+            {"patch_size": 14, "num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"},
+            {"patch_size": 14, "num_additional_image_tokens": -32, "vision_feature_select_strategy": "full"},
+        ),
+        (
+            "processor_config.json",
+            {"patch_size": 14, "vision_feature_select_strategy": "full"},
+            {"patch_size": 14, "vision_feature_select_strategy": "full", "num_additional_image_tokens": -32},
+        ),
+        ("processor_config.json", {"image_seq_len": 36}, {"image_seq_len": 4}),
+        ("processor_config.json", {"image_seq_length": 7}, {"image_seq_length": 7}),
+        ("preprocessor_config.json", {"image_seq_length": 36, "size": 84}, {"image_seq_length": 4, "size": 84}),
+        ("config.json", {"image_seq_length": 36}, {"image_seq_length": 4}),
+    ],
+)
+def test_processors_are_told_of_images_with_fewer_places(
+    tmp_path: Path, file: str, stated: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    found = copied(tmp_path, {file: stated}, program(processor_tokens=36))[file]
+    assert {key: value for key, value in found.items() if key != "transformers.js_config"} == expected
+
+
+def test_an_image_processor_inside_another_file_is_told_too(tmp_path: Path) -> None:
+    nested = {"image_processor": {"image_seq_length": 36}, "processor_class": "ToyProcessor"}
+    found = copied(tmp_path, {"processor_config.json": nested}, program(processor_tokens=36))
+    assert found["processor_config.json"] == {**nested, "image_processor": {"image_seq_length": 4}}
+    assert found["preprocessor_config.json"] == {"image_seq_length": 4, "processor_class": "ToyProcessor"}
+
+
+def test_files_for_genai_are_left_out_where_images_have_fewer_places() -> None:
+    gemma = captured_toy("gemma3")[1]
+    assert gemma.generation is not None
+    assert runs_in_genai(gemma)
+    assert not runs_in_genai(replace(gemma, generation=replace(gemma.generation, image_tokens=2, processor_tokens=4)))
 
 
 def test_other_programs_take_the_files_as_they_are(tmp_path: Path) -> None:

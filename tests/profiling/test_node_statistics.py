@@ -40,12 +40,24 @@ def test_statistics_of_nodes_are_those_of_their_rows() -> None:
     assert {tuple(row) for row in drawn.tolist()} == known
 
 
+def test_each_row_of_a_value_has_its_own_variance_over_items() -> None:
+    x = batch() * torch.tensor([0.0, 1.0, 3.0])[None, :, None]
+    node = next(n for n in blocks().components["model"].graph.graph.nodes if n.op == "placeholder")
+    wanted = StatRequest("model", node.name, "row_variance")
+    found = node_statistics(blocks(), [wanted], _Workload(x), Silent())  # type: ignore[arg-type]
+    assert torch.allclose(found[wanted], x.double().var(0, unbiased=False).mean(-1))
+    assert found[wanted].argsort().tolist() == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("request_", "told"),
     [
         (StatRequest("model", "nowhere", "mean"), "model/nowhere is no node"),
         (StatRequest("elsewhere", "x", "mean"), "elsewhere/x is no node"),
-        (StatRequest("model", "x", "median"), "the statistic 'median'; expected mean, absmax, second_moment, rows"),
+        (
+            StatRequest("model", "x", "median"),
+            "the statistic 'median'; expected mean, absmax, second_moment, rows, ",
+        ),
     ],
 )
 def test_a_statistic_that_is_not_there_is_refused(request_: StatRequest, told: str) -> None:

@@ -69,12 +69,13 @@ class Plan:
 class StatRequest:
     """Statistics of a node that a pass wants collected on task data before it plans; without a task there are none.
 
-    `rows` are values [n, D] of the node, drawn from all of the profile split, on the CPU.
+    `rows` are values [n, D] of the node, drawn from all of the profile split, on the CPU; `row_variance` is how much
+    each of the T rows of a node [N, T, D] varies over items, [T].
     """
 
     component: str
     node: str
-    statistic: str  # "mean", "absmax", "second_moment", "rows"
+    statistic: str  # "mean", "absmax", "second_moment", "rows", "row_variance"
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,7 @@ class GenerationEntry(_Entry):
     cross_source: str | None = None
     cache_layers: tuple[int, ...] = ()
     cross_layers: tuple[int, ...] = ()
+    processor_tokens: int = 0
 
     @property
     def reads_across(self) -> bool:

@@ -116,6 +116,7 @@ class Generation:
     cross_source: str | None = None  # the component that returns what the decoder attends to across
     cache_layers: tuple[int, ...] = ()  # of an emitted program: the decoder's layer of every entry of the cache
     cross_layers: tuple[int, ...] = ()  # ... and of every entry that it attends to across
+    processor_tokens: int = 0  # places that the model's processor makes of an image, where passes left fewer features
 
     @property
     def reads_across(self) -> bool:

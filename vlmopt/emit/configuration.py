@@ -16,6 +16,8 @@ from vlmopt.rundir import write_json
 
 CONFIGURATION, GENERATION = "config.json", "generation_config.json"
 IMAGE_PROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+# what processors call the number of places that they write for an image
+STATED_PLACES = ("image_seq_length", "image_seq_len", "num_image_tokens", "num_query_tokens")
 JAVASCRIPT = "transformers.js_config"  # where transformers.js looks in config.json
 
 
@@ -55,16 +57,20 @@ def _fit(folder: Path, generation: Generation, key_heads: Collection[int | str])
         fitted = _with_layers(configuration, () if generation.cross_source else generation.cache_layers)
         # one number of heads is all that transformers.js can be told, so it is told of no graphs that have several
         told = {JAVASCRIPT: _javascript(folder)} if len(key_heads) < 2 else {}
-        write_json(folder / CONFIGURATION, {**_with_key_heads(fitted, key_heads), **told})
+        fitted = _with_key_heads(_with_places(fitted, generation), key_heads)
+        write_json(folder / CONFIGURATION, {**fitted, **told})
     ends = _read(folder / GENERATION)
     if generation.stop_tokens and ends.get("eos_token_id") is None:
         write_json(folder / GENERATION, {**ends, "eos_token_id": list(generation.stop_tokens)})
     processor = _read(folder / PROCESSOR)
     if processor:
-        write_json(folder / PROCESSOR, processor := _without_dropped_token(processor))
+        processor = _with_places(_without_dropped_token(processor), generation)
+        write_json(folder / PROCESSOR, processor)
     if "image_processor" in processor and not (folder / IMAGE_PROCESSOR).exists():
         named = {key: value for key, value in processor.items() if key == "processor_class"}
         write_json(folder / IMAGE_PROCESSOR, {**processor["image_processor"], **named})
+    elif generation.processor_tokens and (images := _read(folder / IMAGE_PROCESSOR)):
+        write_json(folder / IMAGE_PROCESSOR, _with_places(images, generation))
 
 
 def _with_layers(content: dict[str, Any], layers: Sequence[int]) -> dict[str, Any]:
@@ -97,6 +103,20 @@ def _without_dropped_token(processor: dict[str, Any]) -> dict[str, Any]:
     if not n_more or processor.get("vision_feature_select_strategy") != "default":
         return processor
     return {**processor, "num_additional_image_tokens": n_more - 1, "vision_feature_select_strategy": "full"}
+
+
+def _with_places(content: dict[str, Any], generation: Generation) -> dict[str, Any]:
+    """Makes a processor that is told how many places an image has write fewer, where passes left fewer features. One
+    that counts patches is told so many less beside them."""
+    n_before, n = generation.processor_tokens, generation.image_tokens
+    if not n_before:
+        return content
+    found = {key: n for key in STATED_PLACES if content.get(key) == n_before}
+    if not found and {"patch_size", "vision_feature_select_strategy"} <= content.keys():
+        found["num_additional_image_tokens"] = content.get("num_additional_image_tokens", 0) + n - n_before
+    inner = content.get("image_processor")
+    nested = {"image_processor": _with_places(inner, generation)} if isinstance(inner, dict) else {}
+    return {**content, **nested, **found}
 
 
 def _javascript(folder: Path) -> dict[str, Any]:

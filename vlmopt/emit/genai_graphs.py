@@ -70,10 +70,11 @@ def runs_in_genai(program: Program) -> bool:
     """Whether onnxruntime-genai has a type for the program, and passes left it what its configuration can state.
 
     There is one number of heads and one width for all layers, the cache holds keys and values alone (phantom dimensions
-    keep a query), and an answer's tokens are typed as the prompt's.
+    keep a query), an answer's tokens are typed as the prompt's, and an image has as many places as the original's,
+    which genai writes whatever a file says.
     """
     generation = program.generation
-    if generation is None or program.source.model_type not in GENAI_TYPES:
+    if generation is None or program.source.model_type not in GENAI_TYPES or generation.processor_tokens:
         return False
     if not {VISION, EMBEDDING, DECODER} <= program.components.keys():  # a part of a program that is looked at alone
         return False

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from vlmopt.core.errors import VlmoptError
 from vlmopt.core.program import PAST, PRESENT, Component, Generation, Program
@@ -33,8 +34,8 @@ def opened(program: Program, input_ids: Tensor, attention_mask: Tensor, pixel_va
     """The beginning of an answer to prompts [B, S], padded on the left. For images see `embedded`.
 
     Raises:
-        VlmoptError: the decoder attends to an image, and there is not one for every prompt; or a prompt does not begin
-            with the token that it has to begin with.
+        VlmoptError: the decoder attends to an image, and there is not one for every prompt; a prompt does not begin
+            with the token that it has to begin with; or it has other places than images have features.
     """
     generation, decoder = _generation(program), program.components[DECODER]
     first = input_ids.gather(1, attention_mask.argmax(1, keepdim=True))
@@ -112,8 +113,22 @@ def embedded(program: Program, input_ids: Tensor, pixel_values: Tensor | None = 
     assert "image_features" in {spec.name for spec in vision.outputs}, "the decoder attends to images across"
     images = pixel_values.reshape(-1, *(int(size) for size in vision.inputs[0].shape[1:]))
     (features,) = _run(vision, {"pixel_values": images})
-    places = (input_ids == _generation(program).image_token).unsqueeze(-1)
-    return embeds.masked_scatter(places, features.to(embeds.dtype))
+    return merged(embeds, features, input_ids, _generation(program).image_token)
+
+
+def merged(embeds: Tensor, features: Tensor, input_ids: Tensor, image_token: int) -> Tensor:
+    """Features of images [N, T, D] in their places, [B, S, D].
+
+    Raises:
+        VlmoptError: there are more or fewer places than features, so that they would lie wrong.
+    """
+    places = input_ids == image_token
+    if not is_fake(places):  # how many there are is in the data
+        n_places, n_features = int(places.sum()), features.shape[:-1].numel()
+        if n_places != n_features:
+            found = f"have {n_places} places for features of images, and the images have {n_features}"
+            raise VlmoptError("the prompts", found, expected="as many of either")
+    return embeds.masked_scatter(places.unsqueeze(-1).expand_as(embeds), features.to(embeds.dtype))
 
 
 def empty_cache(decoder: Component, batch: int) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import is_fake
 
 from vlmopt.core.program import NO_WORD, PAST, PRESENT, Component, Program, TensorSpec
-from vlmopt.graph.assembled import DECODER, EMBEDDING, ENCODER, ENCODER_MASK, VISION, placed
+from vlmopt.graph.assembled import DECODER, EMBEDDING, ENCODER, ENCODER_MASK, VISION, merged, placed
 from vlmopt.graph.branches import find_branches
 from vlmopt.graph.canonical import drop_dead_nodes
 from vlmopt.graph.modules import clone_graph, get_at, graph_module, has_path, output_values, placeholders, set_at
@@ -197,7 +197,7 @@ class _Joining:
         if "image_features" not in images:
             return embeds
         found = (embeds, images["image_features"], ids, self._generation.image_token)
-        return self._graph.call_function(_merged, found)
+        return self._graph.call_function(merged, found)
 
     def _named(self, name: str, feed: Mapping[str, fx.Node]) -> dict[str, fx.Node]:
         """A part's outputs; what the decoder attends to across by the names of its inputs."""
@@ -265,12 +265,6 @@ def _traverse_prompts(module: fx.GraphModule, labels: fx.Node) -> None:
 def _of_prompt(labels: Tensor) -> Tensor:
     """Whether a token is no part of the answer, [B, S, 1]."""
     return (labels < 0).unsqueeze(-1)
-
-
-def _merged(embeds: Tensor, features: Tensor, input_ids: Tensor, image_token: int) -> Tensor:
-    """Features of the images in their places, [B, S, D]."""
-    places = (input_ids == image_token).unsqueeze(-1).expand_as(embeds)
-    return embeds.masked_scatter(places, features.to(embeds.dtype))
 
 
 def _two_rows(

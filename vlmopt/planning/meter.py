@@ -53,8 +53,8 @@ class CutMeter:
     groups of items, `kept_out`, is hidden from `measure`: picking the best of many noisy cuts overstates it by one to
     one and a half standard errors, and only items that took no part in the picking can tell. `hidden` names those
     groups instead, where another meter has drawn them. `original` is what drops are counted from, where earlier passes
-    have edited the program already: a program, or its own meter on the same items. `prefix_bytes` is the memory for
-    values of the uncut run.
+    have edited the program already: a program, with both splits as it reads them in `original_splits` where that is not
+    what this one reads, or its own meter. `prefix_bytes` is the memory for values of the uncut run.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class CutMeter:
         kept_out: float = 0.0,
         hidden: frozenset[str] | None = None,
         original: Program | CutMeter | None = None,
+        original_splits: tuple[Workload, Workload] | None = None,
         prefix_bytes: int = PREFIX_BYTES,
     ) -> None:
         self.program, self.fit, self.check = program, fit, check
@@ -81,8 +82,7 @@ class CutMeter:
             if original is None or isinstance(original, CutMeter)
             else CutMeter(
                 original,
-                fit,
-                check,
+                *(original_splits or (fit, check)),
                 reference_fit,
                 progress=progress,
                 seed=seed,

@@ -20,7 +20,7 @@ from vlmopt.graph.joined import joined
 from vlmopt.graph.modules import clone_graph
 from vlmopt.graph.replay import inputs_of
 
-STATISTICS = ("mean", "absmax", "second_moment", "rows")
+STATISTICS = ("mean", "absmax", "second_moment", "rows", "row_variance")
 SAMPLE = 64  # items
 _ROWS = 64  # of an item
 
@@ -31,9 +31,10 @@ def node_statistics(
     """Every requested statistic over at most `SAMPLE` items and all axes but the last, of width D, in float64.
 
     `mean` and `absmax` are [D], `second_moment` is the mean outer product [D, D] about zero, and `rows` are some
-    of the rows themselves, [n, D] in float32, drawn anew but alike in every run. Where a node has a row for every token
-    of a text, those of the prompt count, and not those of the answer. What no item reaches, as a component that the
-    task does not run, is left out.
+    of the rows themselves, [n, D] in float32, drawn anew but alike in every run. `row_variance` is for nodes [N, T, D]
+    with one T: how much each of the T rows varies over the items, the mean of its D variances, [T]. In the others, of a
+    node that has a row for every token of a text, those of the prompt count, and not those of the answer. What no item
+    reaches, as a component that the task does not run, is left out.
 
     Raises:
         ValueError: a request names no node with a floating-point value, or a statistic that is not there.
@@ -76,6 +77,9 @@ class _Record:
     total: Tensor = field(default_factory=lambda: torch.zeros(()))
     largest: Tensor = field(default_factory=lambda: torch.zeros(()))
     outer: Tensor = field(default_factory=lambda: torch.zeros(()))
+    n_values: int = 0  # of [T, D] each, for the sums by row
+    row_total: Tensor = field(default_factory=lambda: torch.zeros(()))
+    row_square: Tensor = field(default_factory=lambda: torch.zeros(()))
     rows: list[Tensor] = field(default_factory=list)
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
@@ -89,12 +93,18 @@ class _Record:
         self.largest = torch.maximum(self.largest, rows.abs().amax(0)) if len(rows) else self.largest
         if "second_moment" in self.wanted:
             self.outer = self.outer + rows.T @ rows
+        if "row_variance" in self.wanted:
+            values = value.detach().to("cpu", torch.float64)
+            self.n_values += len(values)
+            self.row_total, self.row_square = self.row_total + values.sum(0), self.row_square + values.square().sum(0)
         if "rows" in self.wanted:
             self.rows.append(rows[torch.randperm(len(rows), generator=self.generator)[:_ROWS]].float())
 
     def statistic(self, name: str) -> Tensor:
         if name == "rows":
             return torch.cat(self.rows)
+        if name == "row_variance":
+            return (self.row_square / self.n_values - (self.row_total / self.n_values).square()).mean(-1)
         values = {"mean": self.total / self.n_rows, "absmax": self.largest, "second_moment": self.outer / self.n_rows}
         return values[name]
 
@@ -116,6 +126,8 @@ def _recorded(program: Program, request: StatRequest) -> _Record:
         raise ValueError(f"{request.component}/{request.node} is no node with a floating-point tensor")
     if request.statistic not in STATISTICS:
         raise ValueError(f"the statistic {request.statistic!r}; expected {', '.join(STATISTICS)}")
+    if request.statistic == "row_variance" and (value.dim() != 3 or not isinstance(value.shape[1], int)):
+        raise ValueError(f"{request.component}/{request.node} has no rows of one number, which row_variance is over")
     record = _Record()
     node = nodes[request.node]
 

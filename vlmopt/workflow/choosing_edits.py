@@ -18,7 +18,6 @@ from vlmopt.planning.cuts import Measurement
 from vlmopt.planning.meter import CutMeter
 from vlmopt.planning.prefix import Edit, longest_prefix
 from vlmopt.rewrite.pipeline import clone_program
-from vlmopt.tasks.binding import TaskWorkload
 from vlmopt.workflow.choosing import choose_sites
 from vlmopt.workflow.opening import OpenedTask
 from vlmopt.workflow.run_state import RunState
@@ -78,20 +77,18 @@ class _Judge:
         self, state: RunState, bound: OpenedTask, program: Program, pass_: Pass, context: Context, n_samples: int
     ) -> None:
         self._state, self._program, self._pass, self._context = state, program, pass_, context
-        limit = min(n for n in (n_samples, state.recipe.num_samples) if n is not None)
-        self._fit, self._check = (self._split(bound, name, limit) for name in ("profile", "validation"))
+        self._bound, self._limit = bound, min(n for n in (n_samples, state.recipe.num_samples) if n is not None)
         self._original = self._meter(state.original, None)
 
-    def _split(self, bound: OpenedTask, name: str, limit: int) -> TaskWorkload:
-        return bound.source.workload(self._program, name, limit=limit)
-
     def _meter(self, program: Program, original: CutMeter | None) -> CutMeter:
-        state = self._state
-        reference = state.outputs_of(state.reference, self._fit)
+        """A meter of a program on both splits, as it reads them."""
+        state, source = self._state, self._bound.source
+        fit, check = (source.workload(program, split, limit=self._limit) for split in ("profile", "validation"))
+        reference = state.outputs_of(state.reference, source.workload(state.reference, "profile", limit=self._limit))
         return CutMeter(
             joined(program).program,
-            self._fit,
-            self._check,
+            fit,
+            check,
             reference,
             progress=state.progress,
             seed=state.recipe.seed,

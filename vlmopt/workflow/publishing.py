@@ -35,6 +35,7 @@ from vlmopt.verify.parity import Gate, Recorded, check_file
 from vlmopt.workflow.budgeting import resource_gates
 from vlmopt.workflow.checking_genai import check_genai_graphs
 from vlmopt.workflow.checking_quantized import check_quantized_layers, quantized_tolerance
+from vlmopt.workflow.counting import uncounted
 from vlmopt.workflow.evidence import Evidence, drop_gates, final_evaluation
 from vlmopt.workflow.reporting import report_of
 from vlmopt.workflow.run_state import RunState
@@ -64,6 +65,7 @@ def emit_and_verify(state: RunState, steps: list[StepResult]) -> Evidence:
         )
         write_adapters(state, held)
         copy_processor(state.opened.preprocessor.files, state.optimized, run.partial)
+        state.warnings += uncounted(state.optimized, run.partial)
     evidence = Evidence(files, list(state.gates), adapters=held.items())
     with state.stage("verify"):
         evidence.gates += _check_files(state, files, held, evidence.tolerances)

@@ -80,15 +80,16 @@ def measured_planner(
         original: what drops are counted from, where the program was cut before.
     """
 
-    def splits(limit: int) -> tuple[TaskWorkload, TaskWorkload]:
+    def splits(limit: int, program: Program = program) -> tuple[TaskWorkload, TaskWorkload]:
         fit, check = (bound.source.workload(program, one, limit=limit) for one in ("profile", "validation"))
         return fit, check
 
-    fit, check = splits(limit)
     whole, before = joined(program), None if original is None else joined(original).program
     candidates = [replace(one, branches=whole.joined_sites(one.branches)) for one in candidates]
 
-    def made(fit: TaskWorkload, check: TaskWorkload, hidden: frozenset[str] | None) -> CutMeter:
+    def made(limit: int, hidden: frozenset[str] | None) -> CutMeter:
+        fit, check = splits(limit)
+        reads_alike = original is None or original.generation == program.generation
         return CutMeter(
             whole.program,
             fit,
@@ -99,13 +100,14 @@ def measured_planner(
             kept_out=KEPT_OUT,
             hidden=hidden,
             original=before,
+            original_splits=None if original is None or reads_alike else splits(limit, original),
         )
 
-    meter, screen, eliminating = made(fit, check, None), None, None
+    meter, screen, eliminating = made(limit, None), None, None
     if program.generation is not None:
-        eliminating = made(*splits(min(limit, ELIMINATING_SAMPLES)), meter.hidden)
-    if fit.n_items > 2 * SCREENING_SAMPLES and meter.hidden:
-        screen = made(*splits(SCREENING_SAMPLES), meter.hidden)
+        eliminating = made(min(limit, ELIMINATING_SAMPLES), meter.hidden)
+    if meter.fit.n_items > 2 * SCREENING_SAMPLES and meter.hidden:
+        screen = made(SCREENING_SAMPLES, meter.hidden)
     return MeasuredPlanner(candidates, meter, screen, eliminating)
 
 

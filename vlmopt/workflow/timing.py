@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, TypeVar
 
 from vlmopt.core.budgets import Quantity
-from vlmopt.core.program import Component
+from vlmopt.core.program import Program
 from vlmopt.core.progress import Progress
 from vlmopt.core.session_choice import Optimization
 from vlmopt.core.workload import Feed
@@ -22,7 +20,10 @@ from vlmopt.workflow.run_state import RunState
 from vlmopt.workflow.samples import sample_shapes, single
 
 NEXT_TOKEN = "next_token"  # the decoder again, on one token behind a prompt of the sample's length
+T = TypeVar("T")
+Arrays = Mapping[str, Any]  # numpy arrays by input
 Files = Mapping[str, Mapping[str, str]]  # component -> format -> file name
+Options = tuple[Path, int | None, Optimization]  # of a session: file, threads, how far it is optimized
 
 
 @dataclass(frozen=True)
@@ -37,25 +38,22 @@ class Timings:
 
 def time_components(state: RunState, files: Files, originals: Files, *, original_folder: Path) -> Timings:
     """Batch 1 in ONNX Runtime, original and optimized taking turns; a component that is gone has no second number."""
-    programs = (state.optimized, state.original) if _reads_more(state) else (state.original,)
-    every = [state.sample_feeds(program) for program in programs]
-    calls = [(name, name, _merged([feeds.get(name, {}) for feeds in every])) for name in originals]
+    programs = read_by(state, state.optimized)
+    feeds = of_each(programs, state.sample_feeds)
+    calls = [(name, name, {side: own.get(name, {}) for side, own in feeds.items()}) for name in originals]
     if state.original.generation is not None:
-        steps = [sample_shapes(program, None, seed=state.recipe.seed)[DECODER][1] for program in programs]
-        calls.append((NEXT_TOKEN, DECODER, _merged(steps)))
+        seed = state.recipe.seed
+        steps = of_each(programs, lambda program: sample_shapes(program, None, seed=seed)[DECODER][1])
+        calls.append((NEXT_TOKEN, DECODER, steps))
     rows: dict[str, Any] = {}
     threads: list[int] = []
     quietest = {"original": 0.0, "optimized": 0.0}
-    for title, name, feed in calls:
-        readers = (program.components[name] for program in programs if name in program.components)
-        tensors = _merged([single(component, feed) for component in readers])
-        one = {key: value.numpy() for key, value in tensors.items()}
+    for title, name, given in calls:
+        one = {side: arrays_of(programs[side], name, feed) for side, feed in given.items()}
         paths = {"original": original_folder / originals[name]["onnx"]}
-        own: dict[str, Mapping[str, Any]] = {}
         if name in files and "onnx" in files[name]:
             paths["optimized"] = state.run.path(files[name]["onnx"])
-            own["optimized"] = _as_wide(one, state.optimized.components[name])
-        measured = time_sessions(paths, one, own=own, progress=state.progress)
+        measured = time_each(paths, one, progress=state.progress)
         optimized = measured.get("optimized")
         ratio = None if optimized is None else measured.ratio("original", "optimized").value
         rows[title] = {
@@ -63,76 +61,82 @@ def time_components(state: RunState, files: Files, originals: Files, *, original
             "optimized": None if optimized is None else _milliseconds(optimized),
             "ratio": ratio,
         }
-        for side, latency in _for_the_budget(state, paths, (one, own), measured).items():
+        for side, latency in _for_the_budget(state, paths, one, measured).items():
             quietest[side] += 1e3 * latency.quietest_ms
         threads += [latency.n_threads for latency in measured.values() if latency.n_threads is not None]
     return Timings(rows, max(threads, default=None), quietest)
 
 
-def _reads_more(state: RunState) -> bool:
-    """Whether a pass has given a component an input that the original's has not."""
-    pairs = ((part, state.original.components.get(name)) for name, part in state.optimized.components.items())
-    return any(
-        {spec.name for spec in part.inputs} - {spec.name for spec in original.inputs}
+def read_by(state: RunState, program: Program) -> dict[str, Program]:
+    """The programs whose samples the graphs of the original and of this program are timed on: the original's for both,
+    unless the other reads more inputs, fewer heads in its cache, or fewer tokens of an image."""
+    pairs = ((part, state.original.components.get(name)) for name, part in program.components.items())
+    reads_otherwise = any(
+        {(spec.name, spec.shape) for spec in part.inputs} - {(spec.name, spec.shape) for spec in original.inputs}
         for part, original in pairs
         if original is not None
     )
+    n_tokens = [one.generation and one.generation.image_tokens for one in (state.original, program)]
+    is_alike = not reads_otherwise and n_tokens[0] == n_tokens[1]
+    return {"original": state.original, "optimized": state.original if is_alike else program}
 
 
-def _merged(feeds: Sequence[Feed]) -> Feed:
-    """Inputs of all of them; the last one counts where two have the same."""
-    return {name: value for feed in feeds for name, value in feed.items()}
+def of_each(programs: Mapping[str, Program], make: Callable[[Program], T]) -> dict[str, T]:
+    """What is made of every program, once of one that occurs twice."""
+    made = {id(program): make(program) for program in {id(one): one for one in programs.values()}.values()}
+    return {name: made[id(program)] for name, program in programs.items()}
 
 
-def _as_wide(arrays: Mapping[str, Any], component: Component) -> dict[str, Any]:
-    """The same inputs, entries of the cache of as many heads as the component has left."""
-    fitted = dict(arrays)
-    for spec in component.inputs:
-        fixed = (slice(size if isinstance(size, int) else None) for size in spec.shape)
-        fitted[spec.name] = np.ascontiguousarray(arrays[spec.name][tuple(fixed)])
-    return fitted
+def arrays_of(program: Program, name: str, feed: Feed) -> dict[str, Any]:
+    """The first sample of a component's inputs; nothing where the program has no such component."""
+    if name not in program.components:
+        return {}
+    return {key: value.numpy() for key, value in single(program.components[name], feed).items()}
 
 
 def _for_the_budget(
-    state: RunState,
-    paths: Mapping[str, Path],
-    feeds: tuple[Mapping[str, Any], Mapping[str, Mapping[str, Any]]],
-    measured: LatencyTable,
+    state: RunState, paths: Mapping[str, Path], feeds: Mapping[str, Arrays], measured: LatencyTable
 ) -> LatencyTable:
     """What a budget is held against: for a share of the original both on one thread, as the planner checked it."""
     limit = state.recipe.budgets.limits.limits.get(Quantity.LATENCY)
     if limit is None or not limit.is_relative:
         return measured
-    feed, own = feeds
-    return time_sessions(paths, feed, own=own, progress=state.progress, runs=60, rounds=10, threads=1)
+    return time_each(paths, feeds, progress=state.progress, runs=60, rounds=10, threads=1)
 
 
 def time_sessions(
     paths: Mapping[str, Path],
-    feed: Mapping[str, Any],
+    feed: Arrays,
     *,
-    own: Mapping[str, Mapping[str, Any]] | None = None,
     progress: Progress,
     runs: int = 50,
     rounds: int = 3,
     threads: int | None = None,
 ) -> LatencyTable:
-    """Latency of ONNX files on one feed, or on their `own`, one session at a time, in rounds."""
-    feeds = {name: (own or {}).get(name, feed) for name in paths}
+    """Latency of ONNX files on one feed, one session at a time, in rounds."""
+    each = dict.fromkeys(paths, feed)
+    return time_each(paths, each, progress=progress, runs=runs, rounds=rounds, threads=threads)
+
+
+def time_each(
+    paths: Mapping[str, Path],
+    feeds: Mapping[str, Arrays],
+    *,
+    progress: Progress,
+    runs: int = 50,
+    rounds: int = 3,
+    threads: int | None = None,
+) -> LatencyTable:
+    """The same, each file on the feed of its name."""
     with progress.stage(f"timing {', '.join(paths)}"):
-        return time_variants(
-            {name: (path, threads, "all") for name, path in paths.items()}, feeds, runs=runs, rounds=rounds
-        )
+        sessions: dict[str, Options] = {name: (path, threads, "all") for name, path in paths.items()}
+        return time_variants(sessions, feeds, runs=runs, rounds=rounds)
 
 
 def time_variants(
-    sessions: Mapping[str, tuple[Path, int | None, Optimization]],
-    feeds: Mapping[str, Mapping[str, Any]],
-    *,
-    runs: int,
-    rounds: int,
+    sessions: Mapping[str, Options], feeds: Mapping[str, Arrays], *, runs: int, rounds: int
 ) -> LatencyTable:
-    """The same for sessions that also differ in their options: file, threads, how far it is optimized."""
+    """The same for sessions that also differ in their options."""
     factories = {name: partial(_ByName, *options) for name, options in sessions.items()}
     return measure_latency(factories, feeds, runs=runs, rounds=rounds)
 
