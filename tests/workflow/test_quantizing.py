@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from tests.conftest import Workshop
 from vlmopt.cli import entry
+from vlmopt.cli.options import QUANTIZATIONS
 from vlmopt.core.contract import Context
+from vlmopt.core.errors import RecipeError
 from vlmopt.core.manifest import read_manifest
 from vlmopt.core.program import Component
 from vlmopt.graph.example import DIMS, component_of, program_of
@@ -23,6 +25,8 @@ from vlmopt.graph.modules import get_at, set_at
 from vlmopt.graph.quantized import Int8Linear, quantized_nodes
 from vlmopt.graph.quantizing import int8_linear
 from vlmopt.graph.replay import run_outputs
+from vlmopt.recipe import QUANTIZATIONS as KINDS
+from vlmopt.recipe import PassStep, Recipe, with_quantization
 from vlmopt.registry import make_pass
 from vlmopt.rundir import LEDGER
 from vlmopt.workflow.checking_quantized import check_quantized_layers, quantized_tolerance
@@ -260,3 +264,34 @@ def test_as_many_edits_are_taken_as_the_drop_allows(
         assert set(prices) == {*plan["names"], *plan["left"]}
         worst_taken = max((prices[name] for name in plan["names"]), default=0.0)
         assert max(worst_taken, 0.0) <= min(max(prices[name], 0.0) for name in plan["left"])
+
+
+@pytest.mark.parametrize("kind", QUANTIZATIONS)
+def test_a_word_on_the_command_line_adds_the_passes(kind: str, tmp_path: Path) -> None:
+    assert set(QUANTIZATIONS) == set(KINDS)
+    with_task, plain = Recipe(model="m", task="t"), Recipe(model="m", passes=(PassStep(name="canonicalize"),))
+    names = [step.name for step in with_quantization(with_task, kind).passes]
+    assert names[:3] == ["canonicalize", "skip-branches", "fold-fixed-inputs"]
+    assert names[-1] == "fold-constants"
+    assert names[-2].startswith("quantize-")
+    if kind == "int8-static":
+        with pytest.raises(RecipeError, match="finds its ranges on a task"):
+            with_quantization(plain, kind)
+    else:
+        assert [step.name[:8] for step in with_quantization(plain, kind).passes] == ["canonica", "quantize"]
+
+
+def test_a_recipe_that_quantizes_is_not_quantized_again() -> None:
+    with pytest.raises(RecipeError, match="has quantize-int8 already"):
+        with_quantization(Recipe(model="m", passes=(PassStep(name="quantize-int8"),)), "8bit")
+
+
+def test_half_the_bytes_without_a_task(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {}
+    for kind in ("float16", "8bit"):
+        out = tmp_path / kind
+        assert entry.run(["optimize", "-q", "-m", str(clip), "--quantize", kind, "-o", str(out)]) == 0
+        sizes[kind] = json.loads((out / "report.json").read_text())["result"]["cost"]
+    capsys.readouterr()
+    for cost in sizes.values():
+        assert cost["optimized"]["parameters_bytes"] < 0.75 * cost["original"]["parameters_bytes"]

@@ -18,6 +18,7 @@ from vlmopt.core.program import AdapterSource
 F = TypeVar("F", bound=Callable[..., Any])
 DTYPES = ("float32", "float16", "bfloat16")
 FORMATS = ("onnx", "torchscript", "pt2")
+QUANTIZATIONS = ("int8", "int8-static", "8bit", "4bit", "float16")
 
 
 def settings_of(ctx: click.Context) -> Settings:
@@ -174,6 +175,14 @@ class Formats(click.ParamType[tuple[str, ...]]):
 
 def _join_formats(_ctx: click.Context, _param: click.Parameter, value: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for names in value for name in names))
+
+
+def quantize() -> Callable[[F], F]:
+    text = (
+        "After the cut: products in int8 (inputs by the range of each call, or static, found on the task), or weights"
+        " of 8 bits, 4 bits or float16."
+    )
+    return click.option("--quantize", type=click.Choice(QUANTIZATIONS), help=text)
 
 
 def emit() -> Callable[[F], F]:

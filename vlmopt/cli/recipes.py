@@ -16,9 +16,13 @@ _KEYS = {
 }
 
 
-def recipe_of(file: Path | None, given: Mapping[str, object]) -> Recipe:
-    """The recipe with what was typed put in; without a file, `given` must hold a model."""
-    from vlmopt.recipe import default_recipe, load_recipe
+def recipe_of(file: Path | None, given: Mapping[str, object], *, quantize: str | None = None) -> Recipe:
+    """The recipe with what was typed put in; without a file, `given` must hold a model.
+
+    Args:
+        quantize: the kind of quantization that was asked for beside.
+    """
+    from vlmopt.recipe import default_recipe, load_recipe, with_quantization
 
     changes: dict[str, object] = {}
     for name, value in given.items():
@@ -27,5 +31,7 @@ def recipe_of(file: Path | None, given: Mapping[str, object]) -> Recipe:
         if value is not None and value is not False:  # what was not typed does not override the recipe
             changes[_KEYS.get(name, name)] = value
     if file is not None:
-        return load_recipe(file, changes)
-    return default_recipe(str(changes.pop("model")), changes=changes)
+        recipe = load_recipe(file, changes)
+    else:
+        recipe = default_recipe(str(changes.pop("model")), changes=changes)
+    return recipe if quantize is None else with_quantization(recipe, quantize)

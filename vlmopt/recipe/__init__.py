@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from vlmopt.recipe.loading import default_recipe, load_recipe, recipe_digest, save_recipe
 from vlmopt.recipe.order import check_order
+from vlmopt.recipe.quantizing import QUANTIZATIONS, with_quantization
 from vlmopt.recipe.schema import Budgets, PassStep, ProfileSettings, Recipe, VerifySettings
 from vlmopt.recipe.selecting import Shortened, chosen_steps, find_steps, shorten
 
 __all__ = [
+    "QUANTIZATIONS",
     "Budgets",
     "PassStep",
     "ProfileSettings",
@@ -22,4 +24,5 @@ __all__ = [
     "recipe_digest",
     "save_recipe",
     "shorten",
+    "with_quantization",
 ]

@@ -26,6 +26,7 @@ from vlmopt.cli.watching import choose_steps, make_watch, split_switches, switch
     type=click.Choice(("head", "closed-form", "adapters", "weights")),
     help="After the cut: fit heads anew; kept branches too; or train adapters, or all kept weights.  [default: head]",
 )
+@options.quantize()
 @options.emit()
 @click.option("--opset", type=click.IntRange(min=1), metavar="N", help="ONNX operator set.  [default: 20]")
 @options.device()
@@ -50,6 +51,7 @@ def command(
     output: Path | None,
     recipe: Path | None,
     *,
+    quantize: str | None,
     threads: int | None,
     dry_run: bool,
     force: bool,
@@ -62,7 +64,7 @@ def command(
     Example: vlmopt optimize -m openai/clip-vit-base-patch32 -t tasks/style -o out --max-drop 1
 
     With --max-drop as much computation is cut as the metric allows; with --latency, --size or --macs no more than they
-    ask for, and what loses least; with both, both must hold.
+    ask for, and what loses least; with both, both must hold. --quantize then takes as many layers as the drop allows.
 
     Options given here win over those of the recipe; the defaults hold where neither says anything. A failed gate exits
     with 3 and leaves nothing under the output's name. --skip, --stop-after and --limit change the recipe, and so the
@@ -70,7 +72,7 @@ def command(
     """
     _refuse_early(ctx, model or recipe, output, dry_run=dry_run, force=force)
     asked, overrides = split_switches(given)
-    chosen = choose_steps(recipe_of(recipe, {"model": model, "task": task, **overrides}), asked)
+    chosen = choose_steps(recipe_of(recipe, {"model": model, "task": task, **overrides}, quantize=quantize), asked)
     options.set_threads(threads)
     if dry_run:
         run_explain(ctx, chosen, asked, force=force, is_json=is_json)
