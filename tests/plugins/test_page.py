@@ -27,7 +27,7 @@ def blocks(kind: str) -> list[str]:
 
 
 def test_the_table_names_every_pass_with_its_promise() -> None:
-    rows = re.findall(r"^\| `([a-z-]+)` \| (\w+) \|", PAGE, re.MULTILINE)
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \| (\w+) \|", PAGE, re.MULTILINE)
     assert dict(rows) == {
         name: info.promise.value for name, info in find_passes().items() if info.origin.startswith("vlmopt ")
     }

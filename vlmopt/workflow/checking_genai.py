@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -23,7 +24,7 @@ def check_genai_graphs(
     folder: Path,
     *,
     claim: str,
-    limits: Mapping[str, float],
+    limits: Mapping[str, float] = MappingProxyType({}),
 ) -> list[Gate]:
     """A gate for each of its graphs that lies in `folder`; none where there are none.
 
