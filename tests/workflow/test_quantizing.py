@@ -20,7 +20,7 @@ from vlmopt.core.contract import Context
 from vlmopt.core.errors import RecipeError
 from vlmopt.core.manifest import read_manifest
 from vlmopt.core.program import Component
-from vlmopt.graph.example import DIMS, component_of, program_of
+from vlmopt.graph.example import component_of, program_of
 from vlmopt.graph.modules import get_at, set_at
 from vlmopt.graph.quantized import Int8Linear, quantized_nodes
 from vlmopt.graph.quantizing import int8_linear
@@ -110,7 +110,7 @@ def odd_component(kind: type[Int8Linear]) -> Component:
 def test_a_layer_that_computes_something_else_in_its_file_is_found(kind: type[Int8Linear], passes: bool) -> None:
     component = odd_component(kind)
     feed = {"x": torch.randn(3, 8, generator=torch.Generator().manual_seed(0))}
-    (gate,) = check_quantized_layers(component, DIMS, [(feed, run_outputs(component, feed))], opset=20)
+    (gate,) = check_quantized_layers(component, [(feed, run_outputs(component, feed))], opset=20)
     assert gate.passed is passes
     assert gate.name.startswith("2 quantized layers of model")
 

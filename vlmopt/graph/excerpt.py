@@ -162,3 +162,27 @@ def _dim_names(component: Component) -> dict[str, str]:
             if isinstance(wanted, str):
                 names.update({symbol: names.get(symbol, wanted) for symbol in symbols_of(actual)})
     return names
+
+
+def side_by_side(component: Component, nodes: Iterable[fx.Node], values: Feed) -> Component:
+    """These nodes as a component in which none reads another: what they read of the graph are its inputs, of the shapes
+    that these values have, under the names of the nodes that make them."""
+    graph, mapping = fx.Graph(), dict[fx.Node, fx.Node]()
+    own = list(nodes)
+    read = list(dict.fromkeys(operand for node in own for operand in node.all_input_nodes))
+    for operand in read:
+        mapping[operand] = graph.placeholder(operand.name)
+        mapping[operand].meta["val"] = values[operand.name]
+    made = [graph.node_copy(node, lambda n: mapping[n]) for node in own]
+    graph.output(tuple(made))
+    inputs = tuple(_fixed(operand.name, values[operand.name]) for operand in read)
+    module = graph_module(component.graph, graph)
+    feed = {spec.name: values[spec.name] for spec in inputs}
+    with torch.no_grad():
+        found = module(*feed.values())
+    outputs = tuple(_fixed(node.name, value) for node, value in zip(made, found, strict=True))
+    return Component(component.name, module, inputs, outputs)
+
+
+def _fixed(name: str, value: torch.Tensor) -> TensorSpec:
+    return TensorSpec(name, tuple(value.shape), str(value.dtype).removeprefix("torch."))

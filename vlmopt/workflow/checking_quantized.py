@@ -9,13 +9,13 @@ found there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from vlmopt.core.program import Component, Dim
+from vlmopt.core.program import Component
 from vlmopt.emit import emit_onnx
-from vlmopt.graph.excerpt import excerpt, input_values
+from vlmopt.graph.excerpt import input_values, side_by_side
 from vlmopt.graph.quantized import quantized_nodes, with_exact_inputs
 from vlmopt.graph.replay import run_outputs
 from vlmopt.verify.parity import Gate, Recorded, check_file, worst_difference
@@ -35,19 +35,20 @@ def quantized_tolerance(component: Component, cases: Sequence[Recorded]) -> floa
     return max(ARTIFACT[component.outputs[0].dtype], QUANTIZED_NOISE * noise)
 
 
-def check_quantized_layers(
-    component: Component, dims: Mapping[str, Dim], cases: Sequence[Recorded], *, opset: int
-) -> list[Gate]:
+def check_quantized_layers(component: Component, cases: Sequence[Recorded], *, opset: int) -> list[Gate]:
     """One gate for all quantized layers of the component that ONNX Runtime runs; none where it has none."""
     nodes = quantized_nodes(component.graph)
-    part = excerpt(component, [node.name for node in nodes])
-    if part is None:
+    if not nodes:
         return []
-    names, dtype = [spec.name for spec in part.inputs], component.outputs[0].dtype
-    given = [input_values(component, feed, names) for feed, _ in cases]
-    wanted = [(feed, run_outputs(part, feed)) for feed in given]
+    dtype, read = component.outputs[0].dtype, [node.all_input_nodes[0].name for node in nodes]
     title = f"{len(nodes)} quantized layers of {component.name} compute what the program simulates"
+    limit, worst = max(QUANTIZED_LAYER, ARTIFACT[dtype]), 0.0
     with TemporaryDirectory() as folder:
-        path = emit_onnx(part, dims, Path(folder) / "layers.onnx", opset=opset).path
-        limit = max(QUANTIZED_LAYER, ARTIFACT[dtype])
-        return [check_file(title, path, "onnx", wanted, dtype=dtype, limit=limit)]
+        for feed, _ in cases:
+            values = input_values(component, feed, read)
+            layers = side_by_side(component, nodes, values)
+            path = emit_onnx(layers, {}, Path(folder) / "layers.onnx", opset=opset).path
+            given = {spec.name: values[spec.name] for spec in layers.inputs}
+            recorded = [(given, run_outputs(layers, given))]
+            worst = max(worst, check_file(title, path, "onnx", recorded, dtype=dtype, limit=limit).found)
+    return [Gate(title, worst <= limit, worst, limit)]

@@ -39,7 +39,8 @@ def are_cuts(program: Program, plan: Plan) -> bool:
     names = {
         f"{name}/{branch.name}" for name, part in program.components.items() for branch in find_branches(part.graph)
     }
-    return all(f"{site.component}/{target}" in names for site in plan.sites for target in site.target)
+    targets = [f"{site.component}/{target}" for site in plan.sites for target in site.target]
+    return bool(targets) and names.issuperset(targets)
 
 
 def choose_edits(state: RunState, program: Program, pass_: Pass, plan: Plan, context: Context) -> list[Site]:

@@ -135,7 +135,7 @@ def _check_files(state: RunState, files: Files, held: Switchable, tolerances: di
             title = f"{file} equals the program"
             gates.append(check_file(title, state.run.path(file), kind, cases, dtype=dtype, limit=limit))
         if "onnx" in files[name]:
-            gates += check_quantized_layers(component, state.optimized.dims, cases, opset=state.recipe.opset)
+            gates += check_quantized_layers(component, cases, opset=state.recipe.opset)
     program = state.optimized
     claim = "equals the program"
     folder = state.run.partial

@@ -19,13 +19,14 @@ from vlmopt.graph.assembled import (
     placed,
     step,
 )
+from vlmopt.graph.modules import get_at, placeholders
 from vlmopt.graph.replay import device_of
 from vlmopt.tasks.binding import TaskWorkload
 from vlmopt.verify.parity import two_shapes
 
 PARITY_BATCH = 4
 WORDS = 8  # of a drawn prompt, beside an image's features
-_LARGEST_WORD = 50  # ids below it are in every vocabulary
+_LARGEST_WORD = 50  # ids below it are in nearly every vocabulary
 
 
 def sample_feeds(program: Program, fit: TaskWorkload | None, *, seed: int) -> dict[str, Feed]:
@@ -75,8 +76,17 @@ def random_feed(component: Component, program: Program, *, seed: int) -> Feed:
         elif "mask" in spec.name:
             feed[spec.name] = torch.ones(shape, dtype=dtype)
         else:
-            feed[spec.name] = torch.randint(1, _LARGEST_WORD, shape, generator=generator, dtype=dtype)
+            n_words = min([_LARGEST_WORD, *_tables(component, spec.name)])
+            feed[spec.name] = torch.randint(min(1, n_words - 1), n_words, shape, generator=generator, dtype=dtype)
     return feed
+
+
+def _tables(component: Component, name: str) -> list[int]:
+    """Rows of the tables that are read at an input's numbers."""
+    (given,) = (node for node in placeholders(component.graph) if name in (node.name, node.target))
+    leaves = (get_at(component.graph, str(node.target)) for node in given.users if node.op == "call_module")
+    rows = (getattr(leaf, "num_embeddings", None) for leaf in leaves)
+    return [n for n in rows if isinstance(n, int)]
 
 
 def _generative(program: Program, batch: int, *, seed: int) -> dict[str, list[Feed]]:
