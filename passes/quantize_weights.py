@@ -3,7 +3,7 @@
 Before: `y = x W^T + b`; after: `y = x (scale * level)^T + b'`, in ONNX one `MatMulNBits`, which with `integer_products`
 rounds each block of inputs to int8 of its own range as well: several times faster, and less exact than the weights of
 8 bits alone. Embeddings become `GatherBlockQuantized`. Of 16 bits there is a `Cast`, and half the size.
-Bound: none in general; the error of each layer's output on the task is told, and the task judges the result.
+Bound: none in general; the task judges the result.
 
 Cases:
 1. Every Linear is a site; with `modules` given, those that match. A task's head is one only where it is named itself.

@@ -210,15 +210,3 @@ def _shifted(linear: nn.Linear, found: Levels, moments: Moments | None) -> Tenso
     if bias is None or moments is None:
         return None if bias is None else bias.detach().float().clone()
     return (bias.detach().double() - (found.weight - linear.weight.detach().double()) @ moments.mean.double()).float()
-
-
-def relative_error(linear: nn.Linear, found: Tensor, moments: Moments | None) -> float:
-    """Root mean square error of the output over that of the output itself, on the task; of the weight where nothing is
-    known of the task."""
-    weight = linear.weight.detach().double()
-    second = torch.eye(weight.shape[1], dtype=torch.float64) if moments is None else moments.second.double()
-
-    def size(matrix: Tensor) -> Tensor:
-        return ((matrix @ second) * matrix).sum().clamp_min(0)
-
-    return float((size(found - weight) / size(weight).clamp_min(1e-300)).sqrt())
