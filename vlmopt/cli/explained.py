@@ -12,7 +12,7 @@ from vlmopt.cli.display import make_progress, show, show_json
 from vlmopt.cli.watching import Chosen, Switches, make_watch
 
 if TYPE_CHECKING:
-    from vlmopt.report.tables import Table
+    from vlmopt.report.table import Table
 
 _SITES_SHOWN = 12
 _EXAMPLES_SHOWN = 3

@@ -185,6 +185,20 @@ def quantize() -> Callable[[F], F]:
     return click.option("--quantize", type=click.Choice(QUANTIZATIONS), help=text)
 
 
+def together() -> Callable[[F], F]:
+    text = (
+        "Make one plan for all passes: at every branch whether it is cut, narrowed, or computed in fewer bits, by what"
+        " that loses on the task and saves here. Adds widths and int8 where the recipe has none."
+    )
+    return click.option("--together", "is_together", is_flag=True, help=text)
+
+
+def device_profile() -> Callable[[F], F]:
+    text = "With --together: plan for the device of this profile (`vlmopt device profile`) and not for this machine."
+    kind = click.Path(exists=True, dir_okay=False, path_type=Path)
+    return click.option("--device-profile", type=kind, metavar="FILE", help=text)
+
+
 def emit() -> Callable[[F], F]:
     text = f"Formats to write ({', '.join(FORMATS)}); with commas, or repeated.  [default: onnx]"
     return click.option("--emit", multiple=True, type=Formats(), callback=_join_formats, help=text)

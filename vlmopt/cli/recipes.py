@@ -16,13 +16,16 @@ _KEYS = {
 }
 
 
-def recipe_of(file: Path | None, given: Mapping[str, object], *, quantize: str | None = None) -> Recipe:
+def recipe_of(
+    file: Path | None, given: Mapping[str, object], *, quantize: str | None = None, is_together: bool = False
+) -> Recipe:
     """The recipe with what was typed put in; without a file, `given` must hold a model.
 
     Args:
         quantize: the kind of quantization that was asked for beside.
+        is_together: one plan is made for all passes.
     """
-    from vlmopt.recipe import default_recipe, load_recipe, with_quantization
+    from vlmopt.recipe import default_recipe, load_recipe, with_one_plan, with_quantization
 
     changes: dict[str, object] = {}
     for name, value in given.items():
@@ -34,4 +37,5 @@ def recipe_of(file: Path | None, given: Mapping[str, object], *, quantize: str |
         recipe = load_recipe(file, changes)
     else:
         recipe = default_recipe(str(changes.pop("model")), changes=changes)
-    return recipe if quantize is None else with_quantization(recipe, quantize)
+    recipe = recipe if quantize is None else with_quantization(recipe, quantize)
+    return with_one_plan(recipe) if is_together else recipe

@@ -7,6 +7,7 @@ from vlmopt.recipe.order import check_order
 from vlmopt.recipe.quantizing import QUANTIZATIONS, with_quantization
 from vlmopt.recipe.schema import Budgets, PassStep, ProfileSettings, Recipe, VerifySettings
 from vlmopt.recipe.selecting import Shortened, chosen_steps, find_steps, shorten
+from vlmopt.recipe.together import with_one_plan
 
 __all__ = [
     "QUANTIZATIONS",
@@ -24,5 +25,6 @@ __all__ = [
     "recipe_digest",
     "save_recipe",
     "shorten",
+    "with_one_plan",
     "with_quantization",
 ]

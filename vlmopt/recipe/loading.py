@@ -170,6 +170,8 @@ def _resolve(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     profile = resolved.get("profile")
     if isinstance(profile, Mapping) and isinstance(profile.get("file"), str):
         resolved["profile"] = {**profile, "file": _absolute(profile["file"], folder)}
+    if isinstance(resolved.get("device_profile"), str):
+        resolved["device_profile"] = _absolute(resolved["device_profile"], folder)
     if isinstance(resolved.get("adapters"), (list, tuple)):
         resolved["adapters"] = [_adapter(entry, folder) for entry in resolved["adapters"]]
     if isinstance(resolved.get("pass_dirs"), (list, tuple)):

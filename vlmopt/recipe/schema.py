@@ -238,6 +238,8 @@ class VerifySettings(_Section):
 class Recipe(_Section):
     """A run, resolved: paths are absolute, and running it again gives the same artifact.
 
+    `planning`: passes choose their sites one after another, or one plan is made for all whose sites are open
+    (`together`), with latency as measured here, or as `device_profile` predicts it for another device.
     `num_samples` limits the profile and validation splits of the task; None takes all. The test split is judged whole:
     it is the evidence. `max_sites` is the largest number of
     sites to apply, over all passes together, to find out which of them matters; None applies all. `adapters` are put on
@@ -248,6 +250,8 @@ class Recipe(_Section):
     model: Annotated[str, Field(min_length=1)]
     task: Annotated[str, Field(min_length=1)] | None = None
     budgets: Budgets = Budgets()
+    planning: Literal["in-turn", "together"] = "in-turn"
+    device_profile: str | None = None
     profile: ProfileSettings = ProfileSettings()
     passes: tuple[PassStep, ...] = tuple(PassStep(name=name) for name in DEFAULT_PASSES)
     emit: tuple[Literal["onnx", "torchscript", "pt2"], ...] = ("onnx",)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from vlmopt.report.markdown import compare_markdown, render_markdown
 from vlmopt.report.schema import Report, read_report
-from vlmopt.report.tables import Table, report_tables
+from vlmopt.report.table import Table
+from vlmopt.report.tables import report_tables
 from vlmopt.report.terminal import compare_terminal, render_terminal, table_renderables
 
 __all__ = [

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from vlmopt.report import naming, plots
 from vlmopt.report.quantities import drop_text, points
-from vlmopt.report.schema import MixtureSection, Report
+from vlmopt.report.schema import MixtureSection, Report, TrialSection
 
 _CEILING = 4.0  # the plot of what was tried ends at so many times the allowed drop
 
@@ -108,16 +108,17 @@ def trial_plot(report: Report) -> Markup | None:
     plan = report.plan
     if plan is None or not plan.trials:
         return None
-    total = report.result.cost.original.macs or max(trial.saved_macs for trial in plan.trials) or 1
+    what, total = _resource(report)
     chosen = chosen_trial(report)
     # One cut that ruins the model would press all others onto the axis, so large drops lie on the upper edge.
     ceiling = _CEILING * max(plan.max_drop_points or 0.0, plan.drop_points, 0.25)
     dots = []
     for i, trial in enumerate(plan.trials):
         state = "accepted" if trial.is_accepted else "rejected"
-        saved = 100 * trial.saved_macs / total
+        saved = 100 * _saved(report, trial) / total
         spread = f"{drop_text(trial.drop_points)} ± {drop_text(trial.stderr_points)} points"
-        title = f"{trial.n_cut} cut, saves {saved:.0f} % of the MACs, drop {spread}, {state}"
+        sites = f"{trial.n_cut} {'cut' if report.together is None else 'sites'}"
+        title = f"{sites}, saves {saved:.0f} % of the {what}, drop {spread}, {state}"
         shown = min(trial.drop_points, ceiling)
         kind = "chosen" if i == chosen else plots.BEYOND if shown < trial.drop_points else state
         dots.append(plots.Dot(saved, shown, title, kind))
@@ -128,21 +129,33 @@ def trial_plot(report: Report) -> Markup | None:
     return plots.scatter_plot(
         dots,
         title=title,
-        x_label="saved MACs",
+        x_label=f"saved {what}",
         y_label="drop in points",
         y_line=None if allowed is None else plots.Line(allowed, f"allowed {allowed:g}", "limit"),
         x_unit=" %",
-        front=[(100 * trial.saved_macs / total, trial.drop_points) for trial in shown_front],
+        front=[(100 * _saved(report, trial) / total, trial.drop_points) for trial in shown_front],
     )
 
 
+def _resource(report: Report) -> tuple[str, float]:
+    """What the planner saved of, and all of it: the time of one plan for several passes, MACs of cuts."""
+    if report.together is not None:
+        return "time", report.together.whole_us or 1.0
+    trials = () if report.plan is None else report.plan.trials
+    return "MACs", report.result.cost.original.macs or max(trial.saved_macs for trial in trials) or 1
+
+
+def _saved(report: Report, trial: TrialSection) -> float:
+    return trial.saved_macs if report.together is None else trial.saved_latency_us
+
+
 def trial_front(report: Report) -> list[int]:
-    """The trials that no other beats in both saved MACs and measured drop, the one that saves least first."""
+    """The trials that no other beats in both what they save and the measured drop, the one that saves least first."""
     if report.plan is None:
         return []
     trials = report.plan.trials
     front: list[int] = []
-    for i in sorted(range(len(trials)), key=lambda i: (-trials[i].saved_macs, trials[i].drop_points)):
+    for i in sorted(range(len(trials)), key=lambda i: (-_saved(report, trials[i]), trials[i].drop_points)):
         if not front or trials[i].drop_points < trials[front[-1]].drop_points:
             front.append(i)
     return front[::-1]

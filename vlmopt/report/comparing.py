@@ -11,7 +11,7 @@ from vlmopt.report import naming, plots
 from vlmopt.report.quantities import count, milliseconds, percent, points, signed
 from vlmopt.report.schema import Report
 from vlmopt.report.summary_cost import total_latency
-from vlmopt.report.tables import Table
+from vlmopt.report.table import Table
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from vlmopt.report import plots
 from vlmopt.report.quantities import count
-from vlmopt.report.tables import Table
+from vlmopt.report.table import Table
 
 _WORDS = {"macs": ("saved MACs", "MACs"), "latency": ("saved latency", "latency")}
 # What page.css and colours.css say of a plot, for a picture that stands alone.

@@ -16,6 +16,7 @@ from vlmopt.report import charts, naming, quantities, sections
 from vlmopt.report.branch_picture import branch_pictures
 from vlmopt.report.comparing import compare, comparison_plot, comparison_tables
 from vlmopt.report.front import front_plot, front_table
+from vlmopt.report.savings import following, savings
 from vlmopt.report.schema import Report, read_report
 from vlmopt.report.summary import summarize
 
@@ -39,6 +40,7 @@ def render_html(report: Mapping[str, object]) -> str:
         mixture_plots=charts.mixture_plots(typed),
         through_plots=charts.through_plots(typed),
         trial_plot=charts.trial_plot(typed),
+        planned=[table for table in (savings(typed), following(typed)) if table.rows],
         trial_front=charts.trial_front(typed),
         chosen_trial=charts.chosen_trial(typed),
         ledger=sections.ledger(typed),

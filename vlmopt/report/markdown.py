@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from vlmopt.report.comparing import compare, comparison_tables
 from vlmopt.report.naming import heading
 from vlmopt.report.schema import Report, read_report
-from vlmopt.report.tables import Table, report_tables
+from vlmopt.report.table import Table
+from vlmopt.report.tables import report_tables
 
 
 def render_markdown(report: Mapping[str, object]) -> str:

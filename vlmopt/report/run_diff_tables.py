@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlmopt.report.quantities import count
-from vlmopt.report.tables import Table
+from vlmopt.report.table import Table
 
 _WIDEST = 70
 

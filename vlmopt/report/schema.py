@@ -292,6 +292,38 @@ class ThroughSection(_Section):
     words: tuple[WordSection, ...]
 
 
+class SavingSection(_Section):
+    """What one pass of a plan over several brought: microseconds, bytes and MACs saved as predicted, and points of the
+    metric lost, which is what the plan without it loses less. None where the plan has no edit of it."""
+
+    name: str
+    n_sites: int
+    lost_points: float | None = None
+    saved_latency: float | None = None
+    saved_size: float | None = None
+    saved_macs: float | None = None
+
+
+class NextSection(_Section):
+    """An edit that the plan would take next: microseconds that it saves, and by how much the loss is to grow."""
+
+    edits: tuple[str, ...]
+    passes: tuple[str, ...]
+    saves_us: float
+    loss: float
+
+
+class TogetherSection(_Section):
+    """One plan over several passes: how it was found, microseconds of a call before it and behind it as predicted."""
+
+    origin: str
+    whole_us: float
+    predicted_us: float
+    kinds: tuple[SavingSection, ...] = ()
+    next: tuple[NextSection, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
 class MachineSection(_Section):
     """Where latency was measured and the run took place."""
 
@@ -330,6 +362,7 @@ class Report(_Section):
     gates: tuple[GateSection, ...] = ()
     stages: tuple[StageSection, ...] = ()
     plan: PlanSection | None = None
+    together: TogetherSection | None = None
     recovery: RecoverySection | None = None
     traversals: tuple[TraversalSection, ...] = ()
     mixtures: tuple[MixtureSection, ...] = ()

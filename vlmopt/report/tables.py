@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from vlmopt.report.quantities import count as count
 from vlmopt.report.quantities import other_metrics, percents, points, value_text
+from vlmopt.report.savings import following, savings
 from vlmopt.report.schema import BranchSection, CostSection, PassSection, Report
+from vlmopt.report.table import Table
 
 _N_GROUPS = 10
 
 
-@dataclass(frozen=True)
-class Table:
-    """Rows of text below a title. `n_text_columns` columns from the left hold words, the others numbers."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    n_text_columns: int = 1
-    note: str = ""
-
-
 def report_tables(report: Report) -> list[Table]:
     """Before and after, groups, what was cut, passes, gates and stages; a table without rows is left out."""
-    makers = (_before_after, _groups, _branches, _recovery, _traversals, _mixtures, _passes, _refusals, _gates, _stages)
+    makers = (
+        *(_before_after, _groups, _branches, savings, following, _recovery, _traversals, _mixtures),
+        *(_passes, _refusals, _gates, _stages),
+    )
     return [table for table in (make(report) for make in makers) if table.rows]
 
 

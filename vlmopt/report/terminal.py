@@ -12,7 +12,8 @@ from rich.text import Text
 from vlmopt.report.comparing import compare, comparison_tables
 from vlmopt.report.naming import heading
 from vlmopt.report.schema import read_report
-from vlmopt.report.tables import Table, report_tables
+from vlmopt.report.table import Table
+from vlmopt.report.tables import report_tables
 
 _STYLES = {"FAILED": "bold red", "passed": "green", "cut": "red"}
 

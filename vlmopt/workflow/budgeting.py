@@ -16,14 +16,14 @@ from vlmopt.core.budgets import Limit, Quantity, amount_text
 from vlmopt.core.contract import Context
 from vlmopt.core.errors import PassOptionError
 from vlmopt.core.program import Program
+from vlmopt.devices.document import read_device_profile
 from vlmopt.emit import emit_program
 from vlmopt.graph.costing import program_cost
-from vlmopt.profiling.document import Profile
 from vlmopt.recipe.schema import Recipe
 from vlmopt.registry import make_pass
 from vlmopt.rewrite.pipeline import run_step
 from vlmopt.verify.parity import Gate
-from vlmopt.workflow.cutting import cut_program
+from vlmopt.workflow.device_predicting import predict_program
 from vlmopt.workflow.evidence import Evidence
 from vlmopt.workflow.run_state import RunState, adapter_steps
 from vlmopt.workflow.timing import arrays_of, graphs_bytes, of_each, read_by, time_each
@@ -69,16 +69,16 @@ def folded_components(recipe: Recipe, program: Program) -> frozenset[str]:
 
 
 def needs_of(
-    state: RunState, program: Program, profile: Profile | None, *, folded: Collection[str]
+    state: RunState, program: Program, times: Mapping[str, float], *, folded: Collection[str]
 ) -> dict[str, float]:
-    """What a cut of `program` must save of every limited resource, by its name in recipes.
+    """What edits of `program` must save of every limited resource, by its name in recipes.
 
     Args:
+        times: microseconds of every component; empty where no latency is limited.
         folded: components that are evaluated at compile time, which cost nothing at the end.
     """
     left = {name: part for name, part in program.components.items() if name not in folded}
     now, original = program_cost(program.with_components(left)), program_cost(state.original)
-    times = {} if profile is None else {total.component: total.latency_us or 0.0 for total in profile.totals}
     amounts: Mapping[Quantity, tuple[float, float]] = {
         Quantity.MACS: (now.macs, original.macs),
         Quantity.SIZE: (now.parameters_bytes, original.parameters_bytes),
@@ -91,26 +91,23 @@ def needs_of(
     return needs
 
 
-def allowed_amounts(state: RunState, profile: Profile | None) -> dict[str, float]:
-    """What is allowed of every limited resource, in the unit in which cuts are planned."""
+def allowed_amounts(state: RunState, times: Mapping[str, float]) -> dict[str, float]:
+    """What is allowed of every limited resource, in the unit in which plans are made; `times` as for `needs_of`."""
     original = program_cost(state.original)
-    times = () if profile is None else tuple(total.latency_us or 0.0 for total in profile.totals)
     before = {
         Quantity.MACS: float(original.macs),
         Quantity.SIZE: float(original.parameters_bytes),
-        Quantity.LATENCY: float(sum(times)),
+        Quantity.LATENCY: float(sum(times.values())),
     }
     limits = state.recipe.budgets.limits.resources
     return {limit.quantity.value: limit.resolve(before[limit.quantity]) for limit in limits}
 
 
-def really_takes(
-    state: RunState, program: Program, branches: Mapping[str, Collection[str]], *, folded: Collection[str]
-) -> list[Found]:
-    """What the program takes without these branches and with the adapters that the recipe puts in afterwards, of every
-    limited resource, in emitted files where that matters."""
+def really_takes(state: RunState, program: Program, *, folded: Collection[str]) -> list[Found]:
+    """What a planned program takes with the adapters that the recipe puts in afterwards, of every limited resource, in
+    emitted files where that matters."""
     limits = state.recipe.budgets.limits.resources
-    cut = _with_adapters(state, cut_program(program, branches))
+    cut = _with_adapters(state, program)
     cut = cut.with_components({name: part for name, part in cut.components.items() if name not in folded})
     found = []
     if any(limit.quantity is not Quantity.MACS for limit in limits):
@@ -186,7 +183,9 @@ def resource_gates(state: RunState, evidence: Evidence) -> list[Gate]:
         name = {
             Quantity.MACS: "MACs for one sample",
             Quantity.SIZE: "size of the files in bytes",
-            Quantity.LATENCY: f"latency in microseconds, quietest round ({100 * LATENCY_NOISE:.0f} % of noise allowed)",
+            Quantity.LATENCY: "latency in microseconds, "
+            + ("predicted for another device" if state.recipe.device_profile else "quietest round")
+            + f" ({100 * LATENCY_NOISE:.0f} % of noise allowed)",
         }[limit.quantity]
         gates.append(Gate(name, found.is_met, found.found, found.allowed))
     return gates
@@ -198,6 +197,16 @@ def _taken(state: RunState, evidence: Evidence, limit: Limit) -> tuple[float, fl
         taken, before = float(program_cost(state.optimized).macs), float(program_cost(state.original).macs)
     elif limit.quantity is Quantity.SIZE:
         taken, before = float(evidence.size_bytes["optimized"]), float(evidence.size_bytes["original"])
+    elif state.recipe.device_profile is not None:
+        taken, before = (_predicted_us(state, program) for program in (state.optimized, state.original))
     else:
         taken, before = evidence.quietest_us["optimized"], evidence.quietest_us["original"]
     return taken, limit.resolve(before)
+
+
+def _predicted_us(state: RunState, program: Program) -> float:
+    """Microseconds of a call of every component on the device that the recipe plans for."""
+    place = Path(str(state.recipe.device_profile))
+    device = read_device_profile(place, allow_other_runtime=True)
+    found = predict_program(program, device, place=str(place), progress=state.progress)
+    return sum(one.us for one in found.values())

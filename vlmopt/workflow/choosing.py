@@ -26,7 +26,7 @@ def choose_sites(state: RunState, program: Program, plan: Plan) -> list[Site]:
     """The sites that the planner picks under the budgets, by the profile and by measuring on validation."""
     if state.bound is None or not state.recipe.budgets.limits:
         raise without_budget()
-    profile = _with_times(state, _profile(state, state.bound))
+    profile = _with_times(state, profile_of(state, state.bound))
     state.importance.update(profile.importance())
     measured = choose_measured(state, state.bound, program, worth_cutting(state.recipe, program, plan), profile)
     state.choice = choice = measured.choice
@@ -55,7 +55,8 @@ def worth_cutting(recipe: Recipe, program: Program, plan: Plan) -> Plan:
     return replace(plan, sites=tuple(site for site in plan.sites if site.component not in folded))
 
 
-def _profile(state: RunState, bound: OpenedTask) -> Profile:
+def profile_of(state: RunState, bound: OpenedTask) -> Profile:
+    """The profile that the recipe names, or an earlier try kept, or one that is measured now."""
     if state.profile is not None:
         return state.profile
     settings = state.recipe.profile

@@ -13,13 +13,11 @@ from dataclasses import asdict
 from vlmopt.core.contract import Context, Pass, Plan, Site
 from vlmopt.core.program import Program
 from vlmopt.graph.branches import find_branches
-from vlmopt.graph.joined import joined
 from vlmopt.planning.cuts import Measurement
-from vlmopt.planning.meter import CutMeter
 from vlmopt.planning.prefix import Edit, longest_prefix
 from vlmopt.rewrite.pipeline import clone_program
 from vlmopt.workflow.choosing import choose_sites
-from vlmopt.workflow.opening import OpenedTask
+from vlmopt.workflow.judging import Judge
 from vlmopt.workflow.run_state import RunState
 
 JUDGING_SAMPLES = 512  # of each split, for what is to be taken
@@ -49,69 +47,32 @@ def choose_edits(state: RunState, program: Program, pass_: Pass, plan: Plan, con
     if drop is None or bound is None or not plan.sites:
         return list(plan.sites)
     by_name = {site.name: site for site in plan.sites}
-    judge = _Judge(state, bound, program, pass_, context, JUDGING_SAMPLES)
+    judge = Judge(state, bound, JUDGING_SAMPLES)
+
+    def edited(names: Sequence[str]) -> Program:
+        clone = clone_program(program)
+        for name in names:
+            pass_.apply(clone, by_name[name], context)
+        return clone
 
     def sensitivities() -> list[Edit]:
-        few = _Judge(state, bound, program, pass_, context, TRYING_SAMPLES)
-        before = few.loss([])
+        few = Judge(state, bound, TRYING_SAMPLES)
+        before = few.loss(edited([]))
         tried = state.progress.track(plan.sites, f"{pass_.name}: every site alone", total=len(plan.sites))
-        found = [Edit(site.name, site.saving.parameters_bytes, few.loss([site]) - before) for site in tried]
+        found = [
+            Edit(site.name, site.saving.parameters_bytes, few.loss(edited([site.name])) - before) for site in tried
+        ]
         state.ledger.note("sensitivity", f"{state.step} {pass_.name}", **{one.name: one.sensitivity for one in found})
         return found
 
     with state.progress.stage(f"choosing among {len(plan.sites)} sites"):
         limit = drop.resolve(judge.reference_points if drop.is_relative else 100.0) + state.headroom
-        taken = longest_prefix(
-            list(by_name), lambda names: judge.measure([by_name[name] for name in names]), sensitivities, limit
-        )
+        taken = longest_prefix(list(by_name), lambda names: judge.measure(edited(names)), sensitivities, limit)
     left = [name for name in by_name if name not in taken.names]
     found = asdict(taken.measurement) | {"max_drop_points": limit, "n_measured": taken.n_measured}
     state.ledger.note("plan", f"{state.step} {pass_.name}", names=list(taken.names), left=left, **found)
     state.progress.message(_line(pass_.name, len(by_name), left, taken.measurement, limit))
     return [by_name[name] for name in by_name if name in taken.names]
-
-
-class _Judge:
-    """Measures the program with some sites applied, on so many items of each split, against the original."""
-
-    def __init__(
-        self, state: RunState, bound: OpenedTask, program: Program, pass_: Pass, context: Context, n_samples: int
-    ) -> None:
-        self._state, self._program, self._pass, self._context = state, program, pass_, context
-        self._bound, self._limit = bound, min(n for n in (n_samples, state.recipe.num_samples) if n is not None)
-        self._original = self._meter(state.original, None)
-
-    def _meter(self, program: Program, original: CutMeter | None) -> CutMeter:
-        """A meter of a program on both splits, as it reads them."""
-        state, source = self._state, self._bound.source
-        fit, check = (source.workload(program, split, limit=self._limit) for split in ("profile", "validation"))
-        reference = state.outputs_of(state.reference, source.workload(state.reference, "profile", limit=self._limit))
-        return CutMeter(
-            joined(program).program,
-            fit,
-            check,
-            reference,
-            progress=state.progress,
-            seed=state.recipe.seed,
-            original=original,
-            prefix_bytes=0,
-        )
-
-    @property
-    def reference_points(self) -> float:
-        return self._original.reference_points
-
-    def measure(self, sites: Sequence[Site]) -> Measurement:
-        return self._meter(self._edited(sites), self._original).measure_all([frozenset()])[0]
-
-    def loss(self, sites: Sequence[Site]) -> float:
-        return self._meter(self._edited(sites), self._original).mean_loss
-
-    def _edited(self, sites: Sequence[Site]) -> Program:
-        edited = clone_program(self._program)
-        for site in sites:
-            self._pass.apply(edited, site, self._context)
-        return edited
 
 
 def _line(name: str, n_sites: int, left: Sequence[str], found: Measurement, limit: float) -> str:

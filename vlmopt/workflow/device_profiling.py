@@ -26,7 +26,8 @@ from vlmopt.devices.operations import GraphOperations, Level, Operation, operati
 from vlmopt.devices.predicting import predict
 from vlmopt.devices.whole import quietest_us
 from vlmopt.rundir import RunFile, disk_errors
-from vlmopt.workflow.device_graphs import DeviceGraph, open_graphs
+from vlmopt.workflow.device_graphs import DeviceGraph
+from vlmopt.workflow.device_opening import open_graphs
 from vlmopt.workflow.profiling import digest
 
 

@@ -45,6 +45,7 @@ def report_of(state: RunState, steps: Sequence[StepResult], evidence: Evidence) 
             if "seconds" in entry
         ],
         "plan": _plan_section(state),
+        "together": state.together,
         "recovery": _recovery_section(state),
         "traversals": _traversal_section(state),
         "mixtures": [asdict(one) for one in state.mixtures],

@@ -41,6 +41,7 @@ class RunState:
     `through` is what a cross-modal one lets through (`letting_through.py`).
     `mixtures` is how layers of adapters mix their experts, as trained or given.
     `traversal_gates` is what the gates of traversed layers let through, by component, layer and pass.
+    `together` says what each pass of a plan over several saves and loses.
     `profile_folder` is where the profile is kept for the next try, when this run measured it.
     """
 
@@ -61,6 +62,7 @@ class RunState:
     trained: AttachedAdapter | None = None
     through: dict[str, Any] | None = None
     choice_max_drop: float | None = None
+    together: dict[str, Any] | None = None
     profile_folder: Path | None = None
     gates: list[Gate] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)

@@ -19,6 +19,7 @@ from vlmopt.planning.meter import CutMeter
 from vlmopt.profiling.document import Profile
 from vlmopt.tasks.binding import TaskWorkload
 from vlmopt.workflow.budgeting import Found, allowed_amounts, folded_components, needs_of, really_takes
+from vlmopt.workflow.cutting import cut_program
 from vlmopt.workflow.opening import OpenedTask
 from vlmopt.workflow.remembering import MeasuredChoice, choice_key, keep_choice, kept_choice
 from vlmopt.workflow.run_state import RunState
@@ -119,20 +120,21 @@ def _searched(
     points = planner.meter.reference_points if drop is not None and drop.is_relative else 100.0
     max_drop = None if drop is None else drop.resolve(points) + state.headroom
     folded = folded_components(state.recipe, program)
-    needs = needs_of(state, program, profile, folded=folded)
+    times = {total.component: total.latency_us or 0.0 for total in profile.totals}
+    needs = needs_of(state, program, times, folded=folded)
     interactions = site_interactions(candidates, [(one.first, one.second, one.score) for one in profile.interactions])
     notes: list[str] = []
     for _ in range(MAX_TIGHTENED + 1):
         choice = planner.choose(max_drop=max_drop, needs=needs, interactions=interactions)
         chosen = planner.branches(frozenset(choice.names))
         own = by_component(joined(program).own_sites(chosen))
-        found = really_takes(state, program, own, folded=folded) if needs else []
+        found = really_takes(state, cut_program(program, own), folded=folded) if needs else []
         missed = [one for one in found if not one.is_met_without_noise]
         if not missed:
             return replace(choice, notes=(*notes, *choice.notes)), max_drop
         notes.append(f"a plan that missed its budget was tightened: {'; '.join(one.text for one in missed)}")
         state.progress.message(f"plan: {notes[-1]}")
-        needs = _tightened(needs, missed, candidates, choice, allowed_amounts(state, profile))
+        needs = _tightened(needs, missed, candidates, choice, allowed_amounts(state, times))
     raise PlanError(
         "the budgets",
         f"the plan still misses them after {MAX_TIGHTENED} tightenings: {'; '.join(one.text for one in missed)}",

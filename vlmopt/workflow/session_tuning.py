@@ -22,7 +22,8 @@ from vlmopt.rundir import write_json
 from vlmopt.verify.parity import check_file
 from vlmopt.workflow.artifact import AS_RECORDED, recorded_cases
 from vlmopt.workflow.budgeting import LATENCY_NOISE
-from vlmopt.workflow.device_graphs import DeviceGraph, open_graphs
+from vlmopt.workflow.device_graphs import DeviceGraph
+from vlmopt.workflow.device_opening import open_graphs
 from vlmopt.workflow.publishing import CASES
 from vlmopt.workflow.timing import time_variants
 

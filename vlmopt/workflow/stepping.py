@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import partial
+from itertools import count
 
 from vlmopt.core.adapter_file import NONE
 from vlmopt.core.contract import Context, Pass, Plan, Promise, Site
@@ -22,6 +23,7 @@ from vlmopt.workflow.measuring import note_gates, note_mixtures
 from vlmopt.workflow.recovering import lost_too_much, recovered, trains_after, tuned
 from vlmopt.workflow.requested import requested_statistics
 from vlmopt.workflow.run_state import RunState
+from vlmopt.workflow.together import begins_together, plan_together
 
 _LEAST_HEADROOM = 0.5  # points; below it the choice is made as if nothing were trained
 
@@ -46,9 +48,10 @@ def run_passes(
         GateError: a pass broke its promise.
         PassError: a pass failed, or broke its contract.
     """
-    state.headroom = state.recipe.recovery.headroom if state.recipe.recovery.trains else 0.0
+    state.headroom, asked = state.recipe.recovery.headroom if state.recipe.recovery.trains else 0.0, state.recipe
     limits = tuple(limit for limit in (fuel, state.recipe.max_sites) if limit is not None)
     while True:
+        state.recipe = asked  # one plan over several passes writes its sites there
         steps = _run_once(state, passes, observers, limits, time_limit_s)
         if not lost_too_much(state):
             return steps
@@ -67,8 +70,14 @@ def _run_once(
     state.reference, state.gates, state.traversal_gates = state.original, [], {}
     state.tuned, state.trained, state.through, state.mixtures = None, None, None, []
     training = trains_after(passes, state.recipe.recovery)
-    for number, pass_ in enumerate(passes, 1):
+    for number in count(1):
         state.step = number
+        if number <= len(passes) and begins_together(state.recipe, passes, number):
+            passes = plan_together(state, program, passes)
+            training = trains_after(passes, state.recipe.recovery)
+        if number > len(passes):
+            break
+        pass_ = passes[number - 1]
         left = None if not limits else max(0, min(limits) - sum(len(done.applied) for done in steps))
         if training is None or number > training:  # what follows may fold them
             note_mixtures(state, program)

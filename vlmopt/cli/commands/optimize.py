@@ -27,6 +27,8 @@ from vlmopt.cli.watching import choose_steps, make_watch, split_switches, switch
     help="After the cut: fit heads anew; kept branches too; or train adapters, or all kept weights.  [default: head]",
 )
 @options.quantize()
+@options.together()
+@options.device_profile()
 @options.emit()
 @click.option("--opset", type=click.IntRange(min=1), metavar="N", help="ONNX operator set.  [default: 20]")
 @options.device()
@@ -52,6 +54,7 @@ def command(
     recipe: Path | None,
     *,
     quantize: str | None,
+    is_together: bool,
     threads: int | None,
     dry_run: bool,
     force: bool,
@@ -64,7 +67,8 @@ def command(
     Example: vlmopt optimize -m openai/clip-vit-base-patch32 -t tasks/style -o out --max-drop 1
 
     With --max-drop as much computation is cut as the metric allows; with --latency, --size or --macs no more than they
-    ask for, and what loses least; with both, both must hold. --quantize then takes as many layers as the drop allows.
+    ask for, and what loses least; with both, both must hold. --quantize then takes as many layers as the drop allows;
+    --together plans cuts, widths and bits as one.
 
     Options given here win over those of the recipe; the defaults hold where neither says anything. A failed gate exits
     with 3 and leaves nothing under the output's name. --skip, --stop-after and --limit change the recipe, and so the
@@ -72,7 +76,8 @@ def command(
     """
     _refuse_early(ctx, model or recipe, output, dry_run=dry_run, force=force)
     asked, overrides = split_switches(given)
-    chosen = choose_steps(recipe_of(recipe, {"model": model, "task": task, **overrides}, quantize=quantize), asked)
+    given = {"model": model, "task": task, **overrides}
+    chosen = choose_steps(recipe_of(recipe, given, quantize=quantize, is_together=is_together), asked)
     options.set_threads(threads)
     if dry_run:
         run_explain(ctx, chosen, asked, force=force, is_json=is_json)

@@ -1,0 +1,196 @@
+"""Searches one plan over edits of all kinds by measuring: levels of saving by halving, factors fitted in between.
+
+Whatever the levels, plans that come from elsewhere (a search of cuts alone, with and without fewer bits) are measured
+among them, so the pick is never worse than the best of those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from vlmopt.core.errors import PlanError
+from vlmopt.planning.cuts import Measurement
+from vlmopt.planning.proposing import TIGHTNESS
+from vlmopt.planning.together import (
+    Factors,
+    Measure,
+    Plan,
+    Tried,
+    Variant,
+    fitted_factors,
+    next_to_go,
+    plan_of,
+    saved_by,
+    solved,
+)
+
+N_LEVELS = 16  # of saving, from nothing to all that there is; halving looks at four of them
+N_ROUNDS = 3  # of levels, each between the best plan within the bound and the next beyond it
+N_MORE = 4  # single changes of the best plan that are tried at last
+N_FINALISTS = 3
+
+
+@dataclass
+class TogetherSearch:
+    """A search under a bound on the drop, under needs of resources, or under both.
+
+    Args:
+        measure: what a plan loses, on few items.
+        resource: what is to be saved where no resource is limited.
+        needs: what must be saved of limited resources, above zero.
+    """
+
+    variants: Sequence[Variant]
+    measure: Measure
+    resource: str
+    max_drop: float | None
+    needs: Mapping[str, float]
+    tried: list[Tried] = field(default_factory=list)
+    factors: Factors = field(default_factory=dict)
+
+    def run(self, seeds: Mapping[str, Sequence[Variant]]) -> None:
+        """Measures the seeds, by what they are called, and what the integer program proposes."""
+        for origin, variants in seeds.items():
+            self._try(origin, tuple(variants))
+        self._refit()
+        for number in range(1, N_ROUNDS + 1):
+            before = len(self.tried)
+            if self.needs:
+                self._needed(number)
+            else:
+                self._levels(number)
+            if len(self.tried) == before:
+                break
+        if not self.needs:
+            self._more()
+
+    @property
+    def kinds(self) -> list[str]:
+        return list(dict.fromkeys(option.kind for variant in self.variants for option in variant.options))
+
+    def ranked(self) -> list[Tried]:
+        """Plans that meet all budgets, the best first."""
+        within = [one for one in self.tried if self.fits(one.variants) and self.is_within(one.measurement)]
+        if self.needs:
+            return sorted(within, key=lambda one: one.measurement.rank)
+        return sorted(within, key=lambda one: (-one.saved(self.resource), one.measurement.rank))
+
+    def is_within(self, found: Measurement) -> bool:
+        return self.max_drop is None or found.sort_key <= self.max_drop
+
+    def fits(self, variants: Sequence[Variant]) -> bool:
+        return all(saved_by(variants, name) >= need * (1 - 1e-9) for name, need in self.needs.items())
+
+    def _levels(self, number: int) -> None:
+        """Halves the levels between the best plan within the bound and what lies beyond it."""
+        best = max((one.saved(self.resource) for one in self.ranked()), default=0.0)
+        beyond = [
+            one.saved(self.resource)
+            for one in self.tried
+            if not self.is_within(one.measurement) and one.saved(self.resource) > best
+        ]
+        most = self._most()
+        top = most if number == 1 or not beyond else min(min(beyond) * 1.05, most)
+        low, high = 0, N_LEVELS + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            # Levels are even in what is left: from a tenth to a twentieth is as far as from all to a half.
+            left = 1.0 - best / most if most else 1.0
+            floor = max(1.0 - top / most, 1e-3)
+            share = 1.0 - left * (floor / left) ** (middle / N_LEVELS) if left > floor else top / most
+            found = self._solve(f"level {number}", {self.resource: share * most})
+            low, high = (middle, high) if found is not None and self.is_within(found.measurement) else (low, middle)
+        self._refit()
+
+    def _needed(self, number: int) -> None:
+        for tightness in TIGHTNESS:
+            self._solve(f"level {number}", {name: tightness * need for name, need in self.needs.items()})
+        self._refit()
+
+    def _more(self) -> None:
+        """Tries the single changes that cost least for what they save, on top of the best plan."""
+        for _ in range(N_MORE):
+            ranked = self.ranked()
+            best = ranked[0] if ranked else Tried("", (), Measurement(0.0, 0.0))
+            for variant in next_to_go(best, self.variants, self.factors, self.resource):
+                kept = tuple(one for one in best.variants if not one.places & variant.places)
+                if not self._known(plan_of((*kept, variant))):
+                    self._try("one more", (*kept, variant))
+                    break
+
+    def _most(self) -> float:
+        """All that can be saved at once."""
+        places: dict[frozenset[str], float] = {}
+        for variant in self.variants:
+            own = variant.saves.get(self.resource, 0.0)
+            places[variant.places] = max(own, places.get(variant.places, 0.0))
+        taken: set[str] = set()
+        total = 0.0
+        for where, saved in sorted(places.items(), key=lambda pair: -pair[1]):
+            if not taken & where:
+                taken |= where
+                total += saved
+        return total * (1 - 1e-6)
+
+    def _solve(self, origin: str, needs: Mapping[str, float]) -> Tried | None:
+        found = solved(self.variants, self.factors, needs)
+        return None if found is None else self._try(origin, found)
+
+    def _known(self, plan: Plan) -> Tried | None:
+        return next((one for one in self.tried if one.plan == plan), None)
+
+    def _try(self, origin: str, variants: tuple[Variant, ...]) -> Tried:
+        known = self._known(plan_of(variants))
+        if known is None:
+            known = Tried(origin, variants, self.measure(plan_of(variants)))
+            self.tried.append(known)
+        return known
+
+    def _refit(self) -> None:
+        self.factors = fitted_factors(self.tried, self.kinds)
+
+
+def confirmed(search: TogetherSearch, measure: Measure) -> tuple[list[Tried], list[str]]:
+    """The best few measured on more items, those that hold, the best first; and what did not go straight.
+
+    Raises:
+        PlanError: no plan meets the budgets.
+    """
+    held: list[Tried] = []
+    fallen = 0
+    for one in search.ranked():
+        found = Tried(one.origin, one.variants, measure(one.plan))
+        if search.is_within(found.measurement):
+            held.append(found)
+        else:
+            fallen += 1
+        if len(held) == N_FINALISTS:
+            break
+    if not held and search.needs:
+        raise _unmet(search)
+    if search.needs:
+        held.sort(key=lambda one: one.measurement.rank)
+    notes = [f"{fallen} better-looking plans did not hold on more items"] if fallen else []
+    return held, notes
+
+
+def _unmet(search: TogetherSearch) -> PlanError:
+    """Which budget to relax, and how far."""
+    fitting = [one for one in search.tried if search.fits(one.variants)]
+    if not fitting:
+        wanted = ", ".join(f"{name} by {need:.4g}" for name, need in search.needs.items())
+        most = ", ".join(f"{name} {max(one.saved(name) for one in search.tried):.4g}" for name in search.needs)
+        return PlanError(
+            "the budgets",
+            f"must save {wanted}, and all edits of the recipe together do not",
+            expected=f"at most {most} can be saved",
+            remedy="relax the budget, or add passes to the recipe",
+        )
+    least = min(fitting, key=lambda one: one.measurement.sort_key)
+    return PlanError(
+        "the budgets",
+        f"no plan that saves enough stays within a drop of {search.max_drop:g} points",
+        expected=f"a drop of {least.measurement.sort_key:.2f} points or more, its margin included",
+        remedy="allow more drop, or relax the other budgets",
+    )

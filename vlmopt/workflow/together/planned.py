@@ -1,0 +1,200 @@
+"""Makes one plan for all open steps of a recipe, under its budgets, and writes its sites into the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vlmopt.core.contract import Pass, Plan
+from vlmopt.core.errors import PlanError
+from vlmopt.core.program import Program
+from vlmopt.devices.document import read_device_profile
+from vlmopt.planning.cuts import Choice, Measurement, Trial
+from vlmopt.planning.together import Plan as Edits
+from vlmopt.planning.together import (
+    Role,
+    Tried,
+    Variant,
+    next_to_go,
+    plan_of,
+    saved_by,
+    variants_of,
+    without_kind,
+)
+from vlmopt.planning.together_search import TogetherSearch, confirmed
+from vlmopt.registry import make_pass
+from vlmopt.workflow.budgeting import folded_components, needs_of
+from vlmopt.workflow.choosing import profile_of
+from vlmopt.workflow.judging import Judge
+from vlmopt.workflow.opening import OpenedTask
+from vlmopt.workflow.refusing import without_budget
+from vlmopt.workflow.run_state import RunState
+from vlmopt.workflow.searching import choose_measured
+from vlmopt.workflow.together.effects import Effects, effects_of
+from vlmopt.workflow.together.held import fastest_first, tightened
+from vlmopt.workflow.together.kept import MeasuredPlans
+from vlmopt.workflow.together.steps import OpenStep, open_steps, program_behind, resolved
+
+SAMPLES = 512, 2048  # of each split: for the search, and for the best it finds
+WRITING_SAMPLES = 64, 256  # ... where a model writes, which takes it seconds an item
+_N_NEXT = 5
+
+
+def plan_together(state: RunState, program: Program, passes: Sequence[Pass]) -> list[Pass]:
+    """The passes of the recipe with the sites of the plan named; the recipe of the state says the same afterwards.
+
+    Raises:
+        PlanError: no plan meets the budgets.
+    """
+    if state.bound is None or not state.recipe.budgets.limits:
+        raise without_budget()
+    with state.stage("one plan"):
+        profile = profile_of(state, state.bound)
+        state.importance.update(profile.importance())
+        recipe = _planned(state, state.bound, program, passes)
+    state.recipe = recipe
+    folders = [Path(folder) for folder in recipe.pass_dirs]
+    return [make_pass(step.name, step.options, folders) for step in recipe.passes]
+
+
+def _planned(state: RunState, bound: OpenedTask, program: Program, passes: Sequence[Pass]) -> Any:
+    steps = open_steps(state, program, passes)
+    place = state.recipe.device_profile
+    device = None if place is None else read_device_profile(Path(place), allow_other_runtime=True)
+    with state.progress.stage(f"what {sum(len(step.sites) for step in steps)} sites of {len(steps)} passes do"):
+        effects = effects_of(state, program, steps, device)
+    for line in effects.left_out:
+        state.progress.message(f"plan: {line}")
+    variants = variants_of(effects.options, effects.wholes)
+    judge, final = (Judge(state, bound, n) for n in (SAMPLES if program.generation is None else WRITING_SAMPLES))
+    plans = MeasuredPlans(state, bound, program, steps)
+    shrink = (judge.n_items / final.n_items) ** 0.5
+
+    def on_few(plan: Edits) -> Measurement:
+        """With the error that the same drop would have on all items: what is passed on is measured there anyway."""
+        found = plans.measured(judge, plan, lambda: program_behind(state, program, steps, plan))
+        return replace(found, standard_error=found.standard_error * shrink)
+
+    def on_more(plan: Edits) -> Measurement:
+        return plans.measured(final, plan, lambda: program_behind(state, program, steps, plan))
+
+    drop = state.recipe.budgets.drop
+    points = judge.reference_points if drop is not None and drop.is_relative else 100.0
+    max_drop = None if drop is None else drop.resolve(points) + state.headroom
+    folded = folded_components(state.recipe, program)
+    needs = {name: need for name, need in needs_of(state, program, effects.times_us, folded=folded).items() if need > 0}
+    seeds = _seeds(state, bound, program, steps, variants)
+
+    def searched(needs: Mapping[str, float]) -> tuple[TogetherSearch, list[Tried], list[str]]:
+        search = TogetherSearch(variants, on_few, "latency", max_drop, needs)
+        search.run(seeds)
+        held, notes = confirmed(search, on_more)
+        return search, held, notes
+
+    search, held, notes = tightened(state, program, steps, needs, effects, searched, folded=folded)
+    held = fastest_first(state, program, steps, held, folded=folded)
+    chosen = held[0] if held else Tried("nothing", (), Measurement(0.0, 0.0))
+    _keep(state, search, chosen, final.n_items, max_drop, notes)
+    state.together = _told(search, chosen, effects, variants, on_more)
+    return resolved(state.recipe, steps, chosen.plan)
+
+
+def _seeds(
+    state: RunState, bound: OpenedTask, program: Program, steps: Sequence[OpenStep], variants: Sequence[Variant]
+) -> dict[str, list[Variant]]:
+    """Plans that are measured whatever the integer program says: what a search of cuts alone finds, fewer bits
+    everywhere, and both."""
+    by_edits = {frozenset(variant.edits): variant for variant in variants}
+    cuts: list[Variant] = []
+    removing = next((step for step in steps if step.role is Role.REMOVES), None)
+    if removing is not None:
+        profile = profile_of(state, bound)
+        with suppress(PlanError):
+            found = choose_measured(state, bound, program, Plan(tuple(removing.sites.values())), profile)
+            own = (by_edits.get(frozenset({removing.edit(name)})) for name in found.choice.names)
+            cuts = [variant for variant in own if variant is not None]
+    seeds: dict[str, list[Variant]] = {"nothing": [], "cuts alone": cuts}
+    gone = {place for variant in cuts for place in variant.places}
+    for step in steps:
+        if step.role is Role.QUANTIZES:
+            single = [one for one in variants if {number for number, _ in one.edits} == {step.number}]
+            name = step.pass_.name
+            seeds[f"{name} everywhere"] = single
+            seeds[f"cuts, then {name}"] = [*cuts, *(one for one in single if not one.places & gone)]
+    return seeds
+
+
+def _keep(
+    state: RunState, search: TogetherSearch, chosen: Tried, n_items: int, max_drop: float | None, notes: Sequence[str]
+) -> None:
+    """Leaves the choice where the report finds it."""
+    trials = tuple(
+        Trial(
+            one.origin,
+            len(one.plan),
+            round(one.saved("macs")),
+            one.measurement,
+            search.is_within(one.measurement),
+            one.saved("latency"),
+            round(one.saved("size")),
+            search.fits(one.variants),
+            _names(one.plan),
+        )
+        for one in search.tried
+    )
+    state.choice = Choice(_names(chosen.plan), chosen.measurement, trials, notes=tuple(notes))
+    state.choice_items, state.choice_max_drop = n_items, max_drop
+    state.ledger.note(
+        "plan",
+        "together",
+        names=state.choice.names,
+        origin=chosen.origin,
+        drop_points=chosen.measurement.drop_points,
+        standard_error=chosen.measurement.standard_error,
+        factors=dict(search.factors),
+        n_measured=len(search.tried),
+    )
+
+
+def _names(plan: Edits) -> tuple[str, ...]:
+    return tuple(site for _, site in sorted(plan))
+
+
+def _told(
+    search: TogetherSearch, chosen: Tried, effects: Effects, variants: Sequence[Variant], measure: Any
+) -> dict[str, Any]:
+    """What every pass of the plan saves, and what it loses: the plan with its edits given back, measured."""
+    kinds = []
+    for kind in search.kinds:
+        n_sites = sum(len(one.edits) for variant in chosen.variants for one in variant.options if one.kind == kind)
+        row: dict[str, Any] = {"name": kind, "n_sites": n_sites}
+        if n_sites:
+            left = without_kind(chosen, kind, variants)
+            without = measure(plan_of(left)) if left else Measurement(0.0, 0.0)
+            row["lost_points"] = chosen.measurement.drop_points - without.drop_points
+            for resource in ("latency", "size", "macs"):
+                row[f"saved_{resource}"] = saved_by(chosen.variants, resource) - saved_by(left, resource)
+        kinds.append(row)
+    following = next_to_go(chosen, variants, search.factors, search.resource)[:_N_NEXT]
+    now = {place: one for one in chosen.variants for place in one.places}
+    whole_us = sum(effects.times_us[name] for name in effects.planned)
+    return {
+        "origin": chosen.origin,
+        "whole_us": whole_us,
+        "predicted_us": whole_us - saved_by(chosen.variants, "latency"),
+        "kinds": kinds,
+        "next": [
+            {
+                "edits": [site for _, site in one.edits],
+                "passes": [option.kind for option in one.options],
+                "saves_us": one.saves.get("latency", 0.0)
+                - saved_by({id(now[p]): now[p] for p in one.places if p in now}.values(), "latency"),
+                "loss": one.loss(search.factors),
+            }
+            for one in following
+        ],
+        "left_out": list(effects.left_out),
+    }
