@@ -7,6 +7,7 @@ import random
 from collections.abc import Mapping, Sequence
 
 import pytest
+
 from vlmopt.core.errors import PlanError
 from vlmopt.planning.cuts import Measurement
 from vlmopt.planning.together import (

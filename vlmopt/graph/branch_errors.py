@@ -13,7 +13,7 @@ from vlmopt.graph.branches import find_branches
 from vlmopt.graph.replay import run_node
 
 
-def branch_errors(component: Component, edited: Component, feeds: Sequence[Feed]) -> dict[str, float]:
+def branch_errors(component: Component, edited: Component, feeds: Sequence[tuple[Feed, Feed]]) -> dict[str, float]:
     """Mean square error of every branch's term, relative to the term's own mean square, by the branch's name.
 
     The edited graph's stream is put back to the original's in front of every branch, so that each answers for itself
@@ -21,18 +21,18 @@ def branch_errors(component: Component, edited: Component, feeds: Sequence[Feed]
 
     Args:
         edited: the same component behind edits that leave its branches in their places.
-        feeds: batches of its inputs.
+        feeds: batches of its inputs, each as both read it: the cache of an edited decoder may have fewer heads.
     """
     wanted, found = (
         {branch.name: (branch.stream, branch.term) for branch in find_branches(one.graph)}
         for one in (component, edited)
     )
     missed, sizes = dict.fromkeys(found, 0.0), dict.fromkeys(found, 0.0)
-    for feed in feeds:
+    for feed, edited_feed in feeds:
         nodes = {node for pair in wanted.values() for node in pair}
         values = _values(component.graph, feed, nodes, {})
         given = {found[name][0]: values[stream] for name, (stream, _) in wanted.items() if name in found}
-        terms = _values(edited.graph, feed, {term for _, term in found.values()}, given)
+        terms = _values(edited.graph, edited_feed, {term for _, term in found.values()}, given)
         for name in found.keys() & wanted.keys():
             own, other = values[wanted[name][1]], terms[found[name][1]]
             if own.shape == other.shape:

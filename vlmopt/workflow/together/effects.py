@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlmopt.core.budgets import Quantity
 from vlmopt.core.program import Program
 from vlmopt.core.workload import Feed
 from vlmopt.devices.document import DeviceProfile
@@ -23,8 +24,7 @@ from vlmopt.rewrite.pipeline import clone_program
 from vlmopt.workflow.branch_timing import branch_classes
 from vlmopt.workflow.device_predicting import predict_program
 from vlmopt.workflow.run_state import RunState
-from vlmopt.workflow.samples import single
-from vlmopt.workflow.timing import time_sessions
+from vlmopt.workflow.timing import arrays_of, time_each
 from vlmopt.workflow.together.steps import OpenStep
 
 _RUNS, _ROUNDS = 60, 12
@@ -77,16 +77,18 @@ def effects_of(
     for name in program.components:
         groups = list(_groups(program, name, steps))
         edited = {group.name: _edited(program, group) for group in groups}
-        times = _times_us(state, program, name, edited, feeds[name], device)
+        own = {group.name: state.sample_feeds(edited[group.name])[name] for group in groups}
+        times = _times_us(state, name, {_WHOLE: program, **edited}, {_WHOLE: feeds[name], **own}, device)
         times_us[name] = times[_WHOLE]
         for group in groups:
             each = (times[_WHOLE] - times[group.name]) / len(group.places)
             if group.step.role is Role.REMOVES:
                 for place in group.places:
                     wholes.setdefault(place, {})["latency"] = max(0.0, each)
-            if each <= 0:
+            if each <= 0 and Quantity.SIZE not in state.recipe.budgets.limits.limits:
                 left_out.append(f"{group.step.pass_.name} saves no time in {len(group.places)} places of {name}")
-            shares = _shares(program, edited[group.name], group, feeds[name])
+                continue
+            shares = _shares(program, edited[group.name], group, (feeds[name], own[group.name]))
             options += _options(state, group, max(0.0, each), shares)
     return Effects(tuple(options), wholes, times_us, tuple(left_out))
 
@@ -118,7 +120,7 @@ def _groups(program: Program, component: str, steps: Sequence[OpenStep]) -> Iter
 
 
 def _edited(program: Program, group: _Group) -> Program:
-    clone = clone_program(program.with_components({group.component: program.components[group.component]}))
+    clone = clone_program(program)
     for name in group.sites:
         group.step.pass_.apply(clone, group.step.sites[name], group.step.context)
     for component in clone.components.values():
@@ -128,41 +130,40 @@ def _edited(program: Program, group: _Group) -> Program:
 
 def _times_us(
     state: RunState,
-    program: Program,
     component: str,
-    edited: Mapping[str, Program],
-    feed: Feed,
+    programs: Mapping[str, Program],
+    feeds: Mapping[str, Feed],
     device: DeviceProfile | None,
 ) -> dict[str, float]:
     """Microseconds of a call of the component, as it is and behind the edits of every group, at batch 1."""
-    alone = program.with_components({component: program.components[component]})
-    programs = {_WHOLE: alone, **edited}
+    alone = {name: one.with_components({component: one.components[component]}) for name, one in programs.items()}
     if device is not None:
         place = str(state.recipe.device_profile)
         found = {
-            name: predict_program(one, device, place=place, progress=state.progress) for name, one in programs.items()
+            name: predict_program(one, device, place=place, progress=state.progress) for name, one in alone.items()
         }
         return {name: sum(one.us for one in own.values()) for name, own in found.items()}
     with tempfile.TemporaryDirectory(prefix="vlmopt-together-") as folder:
         paths = {}
-        for i, (name, one) in enumerate(programs.items()):
+        for i, (name, one) in enumerate(alone.items()):
             own = Path(folder) / str(i)
             own.mkdir()
             files = emit_program(one, ("onnx",), own, progress=state.progress, opset=state.recipe.opset)
             paths[name] = own / files[component]["onnx"]
-        arrays = {key: value.numpy() for key, value in single(program.components[component], feed).items()}
+        arrays = {name: arrays_of(programs[name], component, feed) for name, feed in feeds.items()}
         # One thread, since differences are small; the whole with all of them says how long a call really takes.
-        table = time_sessions(paths, arrays, progress=state.progress, runs=_RUNS, rounds=_ROUNDS, threads=1)
-        real = time_sessions({_WHOLE: paths[_WHOLE]}, arrays, progress=state.progress, runs=_RUNS // 2, rounds=_ROUNDS)
+        table = time_each(paths, arrays, progress=state.progress, runs=_RUNS, rounds=_ROUNDS, threads=1)
+        whole = {_WHOLE: paths[_WHOLE]}
+        real = time_each(whole, arrays, progress=state.progress, runs=_RUNS // 2, rounds=_ROUNDS)
     scale = 1e3 * real[_WHOLE].quietest_ms / table[_WHOLE].quietest_ms
     return {name: scale * latency.quietest_ms for name, latency in table.items()}
 
 
-def _shares(program: Program, edited: Program, group: _Group, feed: Feed) -> dict[str, float]:
+def _shares(program: Program, edited: Program, group: _Group, feeds: tuple[Feed, Feed]) -> dict[str, float]:
     """How far every place is off, as a share of what it would be off without it; all of it where it is removed."""
     if group.step.role is Role.REMOVES:
         return dict.fromkeys(group.places, 1.0)
-    found = branch_errors(program.components[group.component], edited.components[group.component], [feed])
+    found = branch_errors(program.components[group.component], edited.components[group.component], [feeds])
     shares = {f"{group.component}/{name}": min(1.0, error) for name, error in found.items()}
     rest = max((shares[place] for place in group.places if place in shares), default=_REST)
     return {place: shares.get(place, rest) for place in group.places}

@@ -13,8 +13,7 @@ from vlmopt.planning.together import Tried
 from vlmopt.planning.together_search import TogetherSearch
 from vlmopt.workflow.budgeting import LATENCY_NOISE, Found, allowed_amounts, really_takes
 from vlmopt.workflow.run_state import RunState
-from vlmopt.workflow.samples import single
-from vlmopt.workflow.timing import time_sessions
+from vlmopt.workflow.timing import arrays_of, time_each
 from vlmopt.workflow.together.effects import Effects
 from vlmopt.workflow.together.steps import OpenStep, program_behind
 
@@ -80,7 +79,7 @@ def fastest_first(
         return list(held)
     programs = {str(i): program_behind(state, program, steps, one.plan) for i, one in enumerate(held)}
     totals = dict.fromkeys(programs, 0.0)
-    feeds = state.sample_feeds(program)
+    feeds = {name: state.sample_feeds(one) for name, one in programs.items()}
     with tempfile.TemporaryDirectory(prefix="vlmopt-finalists-") as folder:
         files = {}
         for name, one in programs.items():
@@ -91,10 +90,8 @@ def fastest_first(
             )
         for component in files["0"]:
             paths = {name: Path(folder) / name / own[component]["onnx"] for name, own in files.items()}
-            arrays = {
-                key: value.numpy() for key, value in single(program.components[component], feeds[component]).items()
-            }
-            table = time_sessions(paths, arrays, progress=state.progress, runs=_RUNS, rounds=_ROUNDS, threads=1)
+            arrays = {name: arrays_of(programs[name], component, feeds[name][component]) for name in paths}
+            table = time_each(paths, arrays, progress=state.progress, runs=_RUNS, rounds=_ROUNDS, threads=1)
             for name, latency in table.items():
                 totals[name] += 1e3 * latency.quietest_ms
     best = min(totals, key=lambda name: totals[name])
