@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vlmopt.core.errors import PlanError, RecipeError
 from vlmopt.core.program import Program
+from vlmopt.devices.document import read_device_profile
 from vlmopt.profiling.document import read_profile
 from vlmopt.recipe.schema import PassStep, Recipe
 
@@ -37,6 +38,8 @@ def refuse_early(recipe: Recipe) -> None:
         raise RecipeError("recovery", found, expected="dtype: float32", remedy="leave --dtype out, or --recover head")
     if recipe.profile.file is not None:
         read_profile(Path(recipe.profile.file))
+    if recipe.device_profile is not None:  # of another device as often as not, and so of another runtime
+        read_device_profile(Path(recipe.device_profile), allow_other_runtime=True)
 
 
 def refuse_recovery(recipe: Recipe, program: Program) -> None:

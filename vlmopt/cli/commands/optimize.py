@@ -40,6 +40,9 @@ from vlmopt.cli.watching import choose_steps, make_watch, split_switches, switch
 @options.allow_pickle()
 @options.adapters()
 @switches
+@click.option(
+    "--tune", "is_tuned", is_flag=True, help="At last time fusions and threads, like `vlmopt device tune`."
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and write nothing; as `vlmopt explain` does.")
 @options.force("Replace the output, once the new one is complete; and the graphs of --dump-graph.")
 @options.as_json()
@@ -56,6 +59,7 @@ def command(
     quantize: str | None,
     is_together: bool,
     threads: int | None,
+    is_tuned: bool,
     dry_run: bool,
     force: bool,
     is_json: bool,
@@ -78,6 +82,8 @@ def command(
     asked, overrides = split_switches(given)
     given = {"model": model, "task": task, **overrides}
     chosen = choose_steps(recipe_of(recipe, given, quantize=quantize, is_together=is_together), asked)
+    if is_tuned and "onnx" not in chosen.recipe.emit:
+        raise click.UsageError("--tune times ONNX files: add onnx to --emit.", ctx)
     options.set_threads(threads)
     if dry_run:
         run_explain(ctx, chosen, asked, force=force, is_json=is_json)
@@ -86,12 +92,16 @@ def command(
 
     settings, watch = options.settings_of(ctx), make_watch(asked, chosen, force=force)
     place = output or Path("out")
-    report = workflow.optimize(chosen.recipe, place, force=force, watch=watch, progress=make_progress(settings))
+    progress = make_progress(settings)
+    report = workflow.optimize(chosen.recipe, place, force=force, watch=watch, progress=progress)
+    tuned = workflow.tune_session(place, progress=progress) if is_tuned else None
     if is_json:
         show_json(report)
     elif settings.verbosity >= 0:
         from vlmopt.report import render_terminal
 
+        if tuned is not None:
+            show(f"session: {tuned['chosen']} is the fastest here, and what vlmopt.load takes")
         show(render_terminal(report), f"\nwritten to {output}")
 
 
