@@ -121,3 +121,18 @@ def test_a_model_that_writes_is_planned_with_its_cache(tmp_path: Path) -> None:
     report = json.loads((out / "report.json").read_text())
     assert report["result"]["size_bytes"]["optimized"] <= 0.6 * report["result"]["size_bytes"]["original"]
     assert entry.run(["verify", "-q", str(out)]) == 0
+
+
+@pytest.mark.slow
+def test_a_plan_for_another_device_leaves_out_what_its_profile_does_not_know(run: _Run, tmp_path: Path) -> None:
+    profile, out = tmp_path / "device.json", tmp_path / "out"
+    assert entry.run(["device", "profile", "-q", "-m", str(run.model), "-o", str(profile), "--threads", "1"]) == 0
+    words = ["optimize", "-q", "-m", str(run.model), "-t", str(run.task), "-o", str(out), "--together"]
+    assert entry.run([*words, "--latency", "0.6x", "--device-profile", str(profile)]) == 0
+    report = json.loads((out / "report.json").read_text())
+    left_out = report["together"]["left_out"]
+    assert any("quantize-int8" in line and "profile lacks" in line for line in left_out)
+    (gate,) = (gate for gate in report["gates"] if gate["name"].startswith("latency"))
+    assert "predicted for another device" in gate["name"]
+    assert gate["found"] <= gate["allowed"] * 1.05
+    assert {kind["name"] for kind in report["together"]["kinds"] if kind["n_sites"]} == {"skip-branches"}

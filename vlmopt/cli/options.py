@@ -195,8 +195,7 @@ def together() -> Callable[[F], F]:
 
 def device_profile() -> Callable[[F], F]:
     text = "With --together: plan for the device of this profile (`vlmopt device profile`) and not for this machine."
-    kind = click.Path(exists=True, dir_okay=False, path_type=Path)
-    return click.option("--device-profile", type=kind, metavar="FILE", help=text)
+    return click.option("--device-profile", metavar="FILE", help=text)
 
 
 def emit() -> Callable[[F], F]:

@@ -143,7 +143,10 @@ def _emitted(state: RunState, cut: Program, limits: Collection[Limit]) -> dict[Q
             )
         sizes = {name: float(graphs_bytes(folder, files[name])) for name, folder in folders.items()}
         found = {Quantity.SIZE: (sizes["cut"], sizes["original"])}
-        if any(limit.quantity is Quantity.LATENCY for limit in limits):
+        is_timed = any(limit.quantity is Quantity.LATENCY for limit in limits)
+        if is_timed and state.recipe.device_profile is not None:
+            found[Quantity.LATENCY] = _predicted_us(state, cut), _predicted_us(state, state.original)
+        elif is_timed:
             found[Quantity.LATENCY] = _latency(state, cut, folders, files)
             limit = next(limit for limit in limits if limit.quantity is Quantity.LATENCY)
             taken, before = found[Quantity.LATENCY]

@@ -40,9 +40,7 @@ from vlmopt.cli.watching import choose_steps, make_watch, split_switches, switch
 @options.allow_pickle()
 @options.adapters()
 @switches
-@click.option(
-    "--tune", "is_tuned", is_flag=True, help="At last time fusions and threads, like `vlmopt device tune`."
-)
+@click.option("--tune", "is_tuned", is_flag=True, help="At last time fusions and threads, like `vlmopt device tune`.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and write nothing; as `vlmopt explain` does.")
 @options.force("Replace the output, once the new one is complete; and the graphs of --dump-graph.")
 @options.as_json()

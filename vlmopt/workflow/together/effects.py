@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlmopt.core.budgets import Quantity
+from vlmopt.core.errors import ProfileError
 from vlmopt.core.program import Program
 from vlmopt.core.workload import Feed
 from vlmopt.devices.document import DeviceProfile
@@ -78,9 +79,16 @@ def effects_of(
         groups = list(_groups(program, name, steps))
         edited = {group.name: _edited(program, group) for group in groups}
         own = {group.name: state.sample_feeds(edited[group.name])[name] for group in groups}
-        times = _times_us(state, name, {_WHOLE: program, **edited}, {_WHOLE: feeds[name], **own}, device)
+        programs = {_WHOLE: program, **edited}
+        if device is None:
+            times = _measured_us(state, name, programs, {_WHOLE: feeds[name], **own})
+        else:
+            times = _predicted_us(state, name, programs, device)
         times_us[name] = times[_WHOLE]
         for group in groups:
+            if group.name not in times:
+                left_out.append(f"{group.step.pass_.name} in {name} needs operations that the device's profile lacks")
+                continue
             each = (times[_WHOLE] - times[group.name]) / len(group.places)
             if group.step.role is Role.REMOVES:
                 for place in group.places:
@@ -128,21 +136,29 @@ def _edited(program: Program, group: _Group) -> Program:
     return clone
 
 
-def _times_us(
-    state: RunState,
-    component: str,
-    programs: Mapping[str, Program],
-    feeds: Mapping[str, Feed],
-    device: DeviceProfile | None,
+def _predicted_us(
+    state: RunState, component: str, programs: Mapping[str, Program], device: DeviceProfile
+) -> dict[str, float]:
+    """Microseconds of a call of the component on a device; programs with operations that it does not know are left out.
+
+    Raises:
+        ProfileError: the profile does not know the component as it is.
+    """
+    place, found = str(state.recipe.device_profile), dict[str, float]()
+    for name, one in programs.items():
+        try:
+            found[name] = predict_program(one, device, place=place, progress=state.progress)[component].us
+        except ProfileError:
+            if name == _WHOLE:
+                raise
+    return found
+
+
+def _measured_us(
+    state: RunState, component: str, programs: Mapping[str, Program], feeds: Mapping[str, Feed]
 ) -> dict[str, float]:
     """Microseconds of a call of the component, as it is and behind the edits of every group, at batch 1."""
     alone = {name: one.with_components({component: one.components[component]}) for name, one in programs.items()}
-    if device is not None:
-        place = str(state.recipe.device_profile)
-        found = {
-            name: predict_program(one, device, place=place, progress=state.progress) for name, one in alone.items()
-        }
-        return {name: sum(one.us for one in own.values()) for name, own in found.items()}
     with tempfile.TemporaryDirectory(prefix="vlmopt-together-") as folder:
         paths = {}
         for i, (name, one) in enumerate(alone.items()):

@@ -40,7 +40,7 @@ def tightened(
         PlanError: none is, or the plan still misses them after a few tightenings.
     """
     notes: list[str] = []
-    if not needs or state.recipe.device_profile is not None:  # nothing to emit for; or the device is not here
+    if not needs:
         return searched(needs)
     tighter = dict(needs)
     for _ in range(_MAX_TIGHTENED + 1):
