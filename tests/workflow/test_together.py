@@ -136,3 +136,10 @@ def test_a_plan_for_another_device_leaves_out_what_its_profile_does_not_know(run
     assert "predicted for another device" in gate["name"]
     assert gate["found"] <= gate["allowed"] * 1.05
     assert {kind["name"] for kind in report["together"]["kinds"] if kind["n_sites"]} == {"skip-branches"}
+
+
+def test_a_search_for_a_fault_wants_the_sites_written_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("{model: m, task: t, planning: together, budgets: {max_drop: 1}}")
+    assert entry.run(["bisect", "-q", str(recipe)]) == 1
+    assert "planning: is together" in capsys.readouterr().err

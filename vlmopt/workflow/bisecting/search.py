@@ -13,6 +13,7 @@ from typing import Any
 
 from vlmopt import __version__
 from vlmopt.core.contract import Context, Pass
+from vlmopt.core.errors import RecipeError
 from vlmopt.core.guarding import DEFAULT_TIME_LIMIT_S
 from vlmopt.core.ledger import Ledger
 from vlmopt.core.machine import versions
@@ -69,6 +70,12 @@ def bisect(
     show = progress or Silent()
     passes = load_passes(recipe, time_limit_s=time_limit_s)
     refuse_early(recipe)
+    if recipe.planning == "together":
+        raise RecipeError(
+            "planning",
+            "is together, and a search for a site needs sites that are written out",
+            remedy="bisect the recipe.yaml that the run wrote, or set planning: in-turn",
+        )
     if check is not None:
         refuse_unknown_command(check)
     if output is not None:

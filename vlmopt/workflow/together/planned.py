@@ -13,8 +13,8 @@ from vlmopt.core.errors import PlanError
 from vlmopt.core.program import Program
 from vlmopt.devices.document import read_device_profile
 from vlmopt.planning.cuts import Choice, Measurement, Trial
-from vlmopt.planning.together import Plan as Edits
 from vlmopt.planning.together import (
+    Measure,
     Role,
     Tried,
     Variant,
@@ -24,7 +24,9 @@ from vlmopt.planning.together import (
     variants_of,
     without_kind,
 )
+from vlmopt.planning.together import Plan as Edits
 from vlmopt.planning.together_search import TogetherSearch, confirmed
+from vlmopt.recipe.schema import Recipe
 from vlmopt.registry import make_pass
 from vlmopt.workflow.budgeting import folded_components, needs_of
 from vlmopt.workflow.choosing import profile_of
@@ -60,7 +62,7 @@ def plan_together(state: RunState, program: Program, passes: Sequence[Pass]) -> 
     return [make_pass(step.name, step.options, folders) for step in recipe.passes]
 
 
-def _planned(state: RunState, bound: OpenedTask, program: Program, passes: Sequence[Pass]) -> Any:
+def _planned(state: RunState, bound: OpenedTask, program: Program, passes: Sequence[Pass]) -> Recipe:
     steps = open_steps(state, program, passes)
     place = state.recipe.device_profile
     device = None if place is None else read_device_profile(Path(place), allow_other_runtime=True)
@@ -164,7 +166,7 @@ def _names(plan: Edits) -> tuple[str, ...]:
 
 
 def _told(
-    search: TogetherSearch, chosen: Tried, effects: Effects, variants: Sequence[Variant], measure: Any
+    search: TogetherSearch, chosen: Tried, effects: Effects, variants: Sequence[Variant], measure: Measure
 ) -> dict[str, Any]:
     """What every pass of the plan saves, and what it loses: the plan with its edits given back, measured."""
     kinds = []
