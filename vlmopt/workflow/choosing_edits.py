@@ -12,6 +12,7 @@ from dataclasses import asdict
 
 from vlmopt.core.contract import Context, Pass, Plan, Site
 from vlmopt.core.program import Program
+from vlmopt.core.workload import Workload
 from vlmopt.graph.branches import find_branches
 from vlmopt.graph.joined import joined
 from vlmopt.planning.cuts import Measurement
@@ -20,6 +21,7 @@ from vlmopt.planning.prefix import Edit, longest_prefix
 from vlmopt.rewrite.pipeline import clone_program
 from vlmopt.workflow.choosing import choose_sites
 from vlmopt.workflow.opening import OpenedTask
+from vlmopt.workflow.recovering import rounds
 from vlmopt.workflow.run_state import RunState
 
 JUDGING_SAMPLES = 512  # of each split, for what is to be taken
@@ -60,7 +62,9 @@ def choose_edits(state: RunState, program: Program, pass_: Pass, plan: Plan, con
         return found
 
     with state.progress.stage(f"choosing among {len(plan.sites)} sites"):
-        limit = drop.resolve(judge.reference_points if drop.is_relative else 100.0) + state.headroom
+        limit = drop.resolve(judge.reference_points if drop.is_relative else 100.0) + (
+            0.0 if judge.is_trained else state.headroom
+        )
         taken = longest_prefix(
             list(by_name), lambda names: judge.measure([by_name[name] for name in names]), sensitivities, limit
         )
@@ -72,19 +76,23 @@ def choose_edits(state: RunState, program: Program, pass_: Pass, plan: Plan, con
 
 
 class _Judge:
-    """Measures the program with some sites applied, on so many items of each split, against the original."""
+    """Measures the program with some sites applied, on so many items of each split, against the original.
+
+    A program that was trained keeps its heads, and only the validation split can tell: halves of it are both splits.
+    """
 
     def __init__(
         self, state: RunState, bound: OpenedTask, program: Program, pass_: Pass, context: Context, n_samples: int
     ) -> None:
         self._state, self._program, self._pass, self._context = state, program, pass_, context
+        self.is_trained = state.tuned is not None and rounds(pass_)
         self._bound, self._limit = bound, min(n for n in (n_samples, state.recipe.num_samples) if n is not None)
         self._original = self._meter(state.original, None)
 
     def _meter(self, program: Program, original: CutMeter | None) -> CutMeter:
         """A meter of a program on both splits, as it reads them."""
         state, source = self._state, self._bound.source
-        fit, check = (source.workload(program, split, limit=self._limit) for split in ("profile", "validation"))
+        fit, check = self._splits(program)
         reference = state.outputs_of(state.reference, source.workload(state.reference, "profile", limit=self._limit))
         return CutMeter(
             joined(program).program,
@@ -95,7 +103,21 @@ class _Judge:
             seed=state.recipe.seed,
             original=original,
             prefix_bytes=0,
+            fits_heads=not self.is_trained,
         )
+
+    def _splits(self, program: Program) -> tuple[Workload, Workload]:
+        source = self._bound.source
+        if not self.is_trained:
+            fit, check = (source.workload(program, split, limit=self._limit) for split in ("profile", "validation"))
+            return fit, check
+        whole = source.workload(program, "validation", limit=2 * self._limit)
+        return whole.part(range(0, whole.n_items, 2)), whole.part(range(1, whole.n_items, 2))
+
+    @property
+    def headroom(self) -> float:
+        """Points on top of the bound, for a training that is still to come."""
+        return 0.0 if self.is_trained else self._state.headroom
 
     @property
     def reference_points(self) -> float:
