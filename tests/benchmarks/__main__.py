@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from tests.benchmarks import (
     adapters,
@@ -22,6 +23,8 @@ from tests.benchmarks import (
     generative,
     generative_tables,
     pcetl,
+    peer_tables,
+    peers,
     picture,
     readme,
     towers,
@@ -38,11 +41,16 @@ BENCHMARKS: dict[str, Parts] = {
     "adapters": adapters.parts,
     "device": device.parts,
     "width": width.parts,
+    "peers": peers.parts,
 }
 README_TABLES = {
     "frame": readme.before_after,
     "pcetl": partial(readme.under_budgets, budgets=(*towers.BUDGETS, *itertools.chain(*towers.MORE_BUDGETS.values()))),
     "generative": generative_tables.for_readme,
+}
+TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "generative": generative_tables.as_table,
+    "peers": peer_tables.as_table,
 }
 PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "numpy")
 
@@ -55,17 +63,29 @@ def main() -> int:
     arguments = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     for name in arguments.names or list(BENCHMARKS):
-        result = measure(name, only=arguments.only)
-        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        table = generative_tables.as_table(result) if name == "generative" else as_table(result)
-        (RESULTS / f"{name}.md").write_text(table, encoding="utf-8")
-        print(table)
+        result = write(name, measure(name, only=arguments.only))
+        if name in ("peers", "device") and all((RESULTS / f"{one}.json").is_file() for one in ("peers", "device")):
+            write("device", peer_tables.merged(read("device"), read("peers")))
         if name == "pcetl":
             draw_pictures(result)
         if name in README_TABLES:
             text = readme.README.read_text(encoding="utf-8")
             readme.README.write_text(readme.with_table(text, name, README_TABLES[name](result)), encoding="utf-8")
     return 0
+
+
+def read(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def write(name: str, result: dict[str, Any]) -> dict[str, Any]:
+    """Writes and prints a result as JSON and as a table."""
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    table = TABLES.get(name, as_table)(result)
+    (RESULTS / f"{name}.md").write_text(table, encoding="utf-8")
+    print(table)
+    return result
 
 
 def draw_pictures(result: Mapping[str, object]) -> None:
@@ -78,7 +98,7 @@ def draw_pictures(result: Mapping[str, object]) -> None:
             (RESULTS / f"pcetl-{task}.svg").write_text(picture.draw(curves, title=task), encoding="utf-8")
 
 
-def measure(name: str, *, only: str | None = None) -> dict[str, object]:
+def measure(name: str, *, only: str | None = None) -> dict[str, Any]:
     """The figures with everything that is needed to read them: machine, versions, and when each part was measured.
 
     What a part says in words goes to `notes`.
@@ -88,7 +108,7 @@ def measure(name: str, *, only: str | None = None) -> dict[str, object]:
     measured: dict[str, str] = {}
     path = RESULTS / f"{name}.json"
     if only is not None and path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read(name)
         figures, notes, measured = before["figures"], before.get("notes", {}), before["measured"]
     for part, run in BENCHMARKS[name]().items():
         if only in (None, part):

@@ -59,7 +59,7 @@ def figures() -> dict[str, float]:
         variants = {
             "ours": partial(_ours, program, bound, share, compensate=True),
             "plain": partial(_ours, program, bound, share, compensate=False),
-            "magnitude": partial(_by_magnitude, program, share),
+            "magnitude": partial(by_magnitude, program, share),
         }
         for name, made in variants.items():
             cut = made()
@@ -92,17 +92,22 @@ def _ours(program: Program, bound: OpenedTask, share: float, *, compensate: bool
     return program
 
 
-def _by_magnitude(program: Program, share: float) -> Program:
-    """Every width cut to this share by the magnitudes of weights."""
+def by_magnitude(program: Program, share: float) -> Program:
+    """Every width cut to this share by the magnitudes of weights; a unit at least stays."""
     made = clone_program(program)
     for name in list(made.components):
         for branch in find_branches(made.components[name].graph):
             component = made.components[name]
             group = FINDING[branch.kind](made, component, branch)
             if isinstance(group, Group):
-                kept = _importance(component, group).topk(round(share * group.n_units)).indices.sort().values
+                kept = _importance(component, group).topk(n_kept(share, group)).indices.sort().values
                 made.components[name] = narrowed(component, group, kept.tolist())
     return made
+
+
+def n_kept(share: float, group: Group) -> int:
+    """How many units of a group stay."""
+    return max(1, round(share * group.n_units))
 
 
 def _importance(component: Component, group: Group) -> Tensor:

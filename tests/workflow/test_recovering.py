@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 import yaml
 
 from vlmopt.cli import entry
+from vlmopt.recipe.schema import RecoverySettings
+from vlmopt.registry import make_pass
 from vlmopt.rundir import TUNING_WORK
 from vlmopt.tuning.gradient import Epoch, State
 from vlmopt.workflow import recovering
-from vlmopt.workflow.recovering import FileStore
+from vlmopt.workflow.recovering import FileStore, trains_after
 
 Capture = pytest.CaptureFixture[str]
 CUT = {"skip-branches": {"branches": ["*layers.1.*"]}}
@@ -48,6 +51,38 @@ def test_a_run_that_trains_says_how_it_went_and_repeats_itself(clip: Path, colou
     assert not (out / ".work" / TUNING_WORK).exists()
     assert optimize("--recipe", out / "recipe.yaml", "-o", tmp_path / "again") == 0
     assert (tmp_path / "again" / "image_encoder.onnx").read_bytes() == (out / "image_encoder.onnx").read_bytes()
+
+
+def test_weights_train_before_they_are_rounded_and_the_trained_head_stays(
+    clip: Path, colours: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_file(tmp_path, clip, colours)
+    rounded = yaml.safe_load(recipe.read_text()) | {"budgets": {"max_drop": 60.0}}
+    rounded["passes"].insert(2, "quantize-int8")
+    (tmp_path / "rounded.yaml").write_text(yaml.safe_dump(rounded))
+    assert optimize("--recipe", recipe, "-o", tmp_path / "out") == 0
+    assert optimize("--recipe", tmp_path / "rounded.yaml", "-o", tmp_path / "rounded") == 0
+    plain, small = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("out", "rounded"))
+    losses = [[one["validation_loss"] for one in report["recovery"]["epochs"]] for report in (plain, small)]
+    assert losses[0] == losses[1]
+    assert small["recovery"]["n_trainable"] == plain["recovery"]["n_trainable"]  # whatever is rounded behind it
+    files = [onnx.load(tmp_path / name / "image_encoder.onnx") for name in ("out", "rounded")]
+    assert "MatMulInteger" in {node.op_type for node in files[1].graph.node}
+    heads = [
+        {one.name: onnx.numpy_helper.to_array(one) for one in file.graph.initializer if "task_head" in one.name}
+        for file in files
+    ]
+    assert heads[0]
+    assert heads[0].keys() == heads[1].keys()
+    assert all((heads[0][name] == heads[1][name]).all() for name in heads[0])
+
+
+def test_adapters_train_behind_a_rounding_and_weights_in_front_of_it() -> None:
+    names = ("canonicalize", "skip-branches", "quantize-int8", "fold-constants")
+    passes = [make_pass(name, {}) for name in names]
+    assert trains_after(passes, RecoverySettings(level="weights")) == 2
+    assert trains_after(passes, RecoverySettings(level="adapters")) == 3
+    assert trains_after([passes[0], passes[2]], RecoverySettings(level="weights")) == 2
 
 
 def test_a_run_stopped_while_it_trains_goes_on_from_the_last_epoch(

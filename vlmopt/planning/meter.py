@@ -54,7 +54,8 @@ class CutMeter:
     one and a half standard errors, and only items that took no part in the picking can tell. `hidden` names those
     groups instead, where another meter has drawn them. `original` is what drops are counted from, where earlier passes
     have edited the program already: a program, with both splits as it reads them in `original_splits` where that is not
-    what this one reads, or its own meter. `prefix_bytes` is the memory for values of the uncut run.
+    what this one reads, or its own meter. `prefix_bytes` is the memory for values of the uncut run. Without
+    `fits_heads` the heads stay as they are: those that were trained.
     """
 
     def __init__(
@@ -71,10 +72,12 @@ class CutMeter:
         original: Program | CutMeter | None = None,
         original_splits: tuple[Workload, Workload] | None = None,
         prefix_bytes: int = PREFIX_BYTES,
+        fits_heads: bool = True,
     ) -> None:
+        self._fits_heads = fits_heads
         self.program, self.fit, self.check = program, fit, check
         self.reference_fit, self.progress, self.seed = reference_fit, progress, seed
-        self._replays = {name: _replay(program, name) for name in fit.feeds}
+        self._replays = {name: _replay(program, name, fits_heads) for name in fit.feeds}
         self._prefixes = self._room(prefix_bytes)
         self._baseline: dict[str, Unseen] | None = None
         self._original = (
@@ -206,6 +209,8 @@ class CutMeter:
     def _fitted(self, name: str, cuts: Sequence[frozenset[str]]) -> list[Unseen]:
         """The component's outputs under every cut, its head fitted on `fit`."""
         fitting, checking = self._features(name, self.fit, cuts), self._features(name, self.check, cuts)
+        if not self._fits_heads:
+            return [Unseen(*pair) for pair in zip(fitting, checking, strict=True)]
         prior = prior_weight(self.program, name)
         outputs = []
         for features, seen in zip(fitting, checking, strict=True):
@@ -232,7 +237,7 @@ def _hidden_groups(groups: Sequence[str], share: float, *, seed: int) -> frozens
     return frozenset(random.Random(seed).sample(distinct, round(share * len(distinct))))
 
 
-def _replay(program: Program, name: str) -> Replay:
+def _replay(program: Program, name: str, fits_heads: bool) -> Replay:
     component = program.components[name]
-    target = head_features(component, program.heads.get(name))
+    target = head_features(component, program.heads.get(name) if fits_heads else None)
     return Replay(component, find_branches(component.graph), target, precision=measuring_precision(component))

@@ -17,7 +17,11 @@ from vlmopt.planning.cuts import Measurement
 from vlmopt.planning.prefix import Edit, longest_prefix
 from vlmopt.rewrite.pipeline import clone_program
 from vlmopt.workflow.choosing import choose_sites
+<<<<<<< HEAD
 from vlmopt.workflow.judging import Judge
+=======
+from vlmopt.workflow.recovering import rounds
+>>>>>>> s-peers
 from vlmopt.workflow.run_state import RunState
 
 JUDGING_SAMPLES = 512  # of each split, for what is to be taken
@@ -47,7 +51,8 @@ def choose_edits(state: RunState, program: Program, pass_: Pass, plan: Plan, con
     if drop is None or bound is None or not plan.sites:
         return list(plan.sites)
     by_name = {site.name: site for site in plan.sites}
-    judge = Judge(state, bound, JUDGING_SAMPLES)
+    is_trained = state.tuned is not None and rounds(pass_)
+    judge = Judge(state, bound, JUDGING_SAMPLES, is_trained=is_trained)
 
     def edited(names: Sequence[str]) -> Program:
         clone = clone_program(program)
@@ -56,7 +61,7 @@ def choose_edits(state: RunState, program: Program, pass_: Pass, plan: Plan, con
         return clone
 
     def sensitivities() -> list[Edit]:
-        few = Judge(state, bound, TRYING_SAMPLES)
+        few = Judge(state, bound, TRYING_SAMPLES, is_trained=is_trained)
         before = few.loss(edited([]))
         tried = state.progress.track(plan.sites, f"{pass_.name}: every site alone", total=len(plan.sites))
         found = [
@@ -66,7 +71,8 @@ def choose_edits(state: RunState, program: Program, pass_: Pass, plan: Plan, con
         return found
 
     with state.progress.stage(f"choosing among {len(plan.sites)} sites"):
-        limit = drop.resolve(judge.reference_points if drop.is_relative else 100.0) + state.headroom
+        limit = drop.resolve(judge.reference_points if drop.is_relative else 100.0)
+        limit += 0.0 if is_trained else state.headroom  # no training follows that could make up for it
         taken = longest_prefix(list(by_name), lambda names: judge.measure(edited(names)), sensitivities, limit)
     left = [name for name in by_name if name not in taken.names]
     found = asdict(taken.measurement) | {"max_drop_points": limit, "n_measured": taken.n_measured}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vlmopt.core.program import Program
+from vlmopt.core.workload import Workload
 from vlmopt.graph.joined import joined
 from vlmopt.planning.cuts import Measurement
 from vlmopt.planning.meter import CutMeter
@@ -11,10 +12,14 @@ from vlmopt.workflow.run_state import RunState
 
 
 class Judge:
-    """Measures programs on so many items of the profile and validation splits each; the original is run once."""
+    """Measures programs on so many items of the profile and validation splits each; the original is run once.
 
-    def __init__(self, state: RunState, bound: OpenedTask, n_samples: int) -> None:
-        self._state, self._bound = state, bound
+    A program that was trained (`is_trained`) keeps its heads, and only the validation split can tell: halves of it are
+    both splits.
+    """
+
+    def __init__(self, state: RunState, bound: OpenedTask, n_samples: int, *, is_trained: bool = False) -> None:
+        self._state, self._bound, self._is_trained = state, bound, is_trained
         self._limit = min(n for n in (n_samples, state.recipe.num_samples) if n is not None)
         self._original = self._meter(state.original, None)
 
@@ -39,7 +44,7 @@ class Judge:
     def _meter(self, program: Program, original: CutMeter | None) -> CutMeter:
         """A meter of a program on both splits, as it reads them."""
         state, source = self._state, self._bound.source
-        fit, check = (source.workload(program, split, limit=self._limit) for split in ("profile", "validation"))
+        fit, check = self._splits(program)
         reference = state.outputs_of(state.reference, source.workload(state.reference, "profile", limit=self._limit))
         return CutMeter(
             joined(program).program,
@@ -50,4 +55,13 @@ class Judge:
             seed=state.recipe.seed,
             original=original,
             prefix_bytes=0,
+            fits_heads=not self._is_trained,
         )
+
+    def _splits(self, program: Program) -> tuple[Workload, Workload]:
+        source = self._bound.source
+        if not self._is_trained:
+            fit, check = (source.workload(program, split, limit=self._limit) for split in ("profile", "validation"))
+            return fit, check
+        whole = source.workload(program, "validation", limit=2 * self._limit)
+        return whole.part(range(0, whole.n_items, 2)), whole.part(range(1, whole.n_items, 2))

@@ -17,7 +17,7 @@ from safetensors.torch import save
 
 from vlmopt.core.contract import Pass, Promise
 from vlmopt.core.errors import TuningError
-from vlmopt.core.facts import ADAPTERS_INSERTED
+from vlmopt.core.facts import ADAPTERS_INSERTED, QUANTIZED
 from vlmopt.core.program import Program
 from vlmopt.core.workload import by_part
 from vlmopt.graph.adapters import adapter_parameters
@@ -36,10 +36,15 @@ from vlmopt.workflow.trainings import followed, trainings_of
 _STATE = "state.safetensors"
 
 
-def recovered(state: RunState, result: StepResult) -> Program:
-    """After a cut the heads behind it are fitted anew on the whole profile split, and kept branches where asked for."""
+def recovered(state: RunState, result: StepResult, *, is_rounding: bool = False) -> Program:
+    """After a cut the heads behind it are fitted anew on the whole profile split, and kept branches where asked for.
+
+    Weights that are rounded behind a training keep the heads that were trained with them.
+    """
     cut = frozenset(site.component for site in result.applied)
     if result.promise is not Promise.LOSSY or not cut or state.bound is None:
+        return result.program
+    if state.tuned is not None and is_rounding:
         return result.program
     if result.program.generation is not None:
         return result.program  # the last linear map gives the words of a language, which no single task can fit
@@ -63,14 +68,21 @@ def recovered(state: RunState, result: StepResult) -> Program:
 
 def trains_after(passes: Sequence[Pass], recovery: RecoverySettings) -> int | None:
     """The number of the step behind which the recipe's training takes place: the last that changes the function, in
-    front of those that take out or replace what was inserted to be trained."""
+    front of those that take out or replace what was inserted to be trained, and of those that leave integers where
+    weights are to train."""
     if not recovery.trains:
         return None
     lossy = [number for number, pass_ in enumerate(passes, 1) if pass_.promise is Promise.LOSSY]
     taking = [number for number in lossy if ADAPTERS_INSERTED in passes[number - 1].requires]
+    rounding = [number for number in lossy if recovery.level == "weights" and rounds(passes[number - 1])]
     changing = [number for number in lossy if number not in taking]
-    in_front = [number for number in changing if not taking or number < taking[0]]
+    in_front = [number for number in changing if number < min([*taking, *rounding], default=math.inf)]
     return max(in_front or changing, default=None)
+
+
+def rounds(pass_: Pass) -> bool:
+    """Whether the pass leaves integers in the place of weights."""
+    return QUANTIZED in pass_.produces
 
 
 def tuned(state: RunState, program: Program) -> Program:

@@ -20,7 +20,7 @@ from vlmopt.workflow.attaching import AttachedAdapter, trained_adapter
 from vlmopt.workflow.choosing_edits import choose_among
 from vlmopt.workflow.letting_through import let_through
 from vlmopt.workflow.measuring import note_gates, note_mixtures
-from vlmopt.workflow.recovering import lost_too_much, recovered, trains_after, tuned
+from vlmopt.workflow.recovering import lost_too_much, recovered, rounds, trains_after, tuned
 from vlmopt.workflow.requested import requested_statistics
 from vlmopt.workflow.run_state import RunState
 from vlmopt.workflow.together import begins_together, plan_together
@@ -96,7 +96,7 @@ def _run_once(
             steps.append(result)
             _note(state, result)
             hold_to_promise(state, program, result)
-            program = recovered(state, result)
+            program = recovered(state, result, is_rounding=rounds(pass_))
             if number == training and any(step.promise is Promise.LOSSY and step.applied for step in steps):
                 program = tuned(state, program)
                 state.trained, state.through = _trained(state, program, steps), let_through(state, program)
