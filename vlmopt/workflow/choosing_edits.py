@@ -17,11 +17,8 @@ from vlmopt.planning.cuts import Measurement
 from vlmopt.planning.prefix import Edit, longest_prefix
 from vlmopt.rewrite.pipeline import clone_program
 from vlmopt.workflow.choosing import choose_sites
-<<<<<<< HEAD
 from vlmopt.workflow.judging import Judge
-=======
 from vlmopt.workflow.recovering import rounds
->>>>>>> s-peers
 from vlmopt.workflow.run_state import RunState
 
 JUDGING_SAMPLES = 512  # of each split, for what is to be taken
