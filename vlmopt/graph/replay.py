@@ -115,6 +115,25 @@ class Replay:
         with torch.no_grad(), self._products():
             return self._returned(self._run(self._needed({}, set(known)), feed, {}, dict(known), keep=None))
 
+    def run_changed(self, feed: Feed, known: Mapping[fx.Node, object], changed: Mapping[fx.Node, Tensor]) -> Tensor:
+        """The target's value with some values in the place of what is computed, from those known of the run without.
+
+        Args:
+            known: of `run_keeping` with `resumable` nodes among them; values behind a change are not used.
+        """
+        behind: set[fx.Node] = set()
+        for node in self._nodes:
+            if node in changed or any(operand in behind for operand in node.all_input_nodes):
+                behind.add(node)
+        values = {node: value for node, value in known.items() if node not in behind} | dict(changed)
+        with torch.no_grad(), self._products():
+            return self._returned(self._run(self._needed({}, set(values)), feed, {}, values, keep=None))
+
+    @property
+    def resumable(self) -> frozenset[fx.Node]:
+        """Nodes from whose values a run can go on behind any branch."""
+        return frozenset(self._kept)
+
     def needed(self, known: Collection[fx.Node] = ()) -> list[fx.Node]:
         """The nodes that are computed for the target where these are known, in order."""
         return self._needed({}, set(known))

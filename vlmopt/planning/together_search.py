@@ -16,6 +16,7 @@ from vlmopt.planning.together import (
     Factors,
     Measure,
     Plan,
+    Role,
     Tried,
     Variant,
     fitted_factors,
@@ -26,7 +27,7 @@ from vlmopt.planning.together import (
 )
 
 N_LEVELS = 16  # of saving, from nothing to all that there is; halving looks at four of them
-N_ROUNDS = 3  # of levels, each between the best plan within the bound and the next beyond it
+N_ROUNDS = 2  # of levels, each between the best plan within the bound and the next beyond it
 N_MORE = 4  # single changes of the best plan that are tried at last
 N_FINALISTS = 3
 
@@ -50,20 +51,30 @@ class TogetherSearch:
     factors: Factors = field(default_factory=dict)
 
     def run(self, seeds: Mapping[str, Sequence[Variant]]) -> None:
-        """Measures the seeds, by what they are called, and what the integer program proposes."""
+        """Measures the seeds, by what they are called, and what the integer program proposes: of all places, and of
+        those that the best seed leaves open, since a cut that was found by measuring beats one that was predicted."""
         for origin, variants in seeds.items():
             self._try(origin, tuple(variants))
         self._refit()
+        cuts = self._found_cuts()
         for number in range(1, N_ROUNDS + 1):
             before = len(self.tried)
-            if self.needs:
-                self._needed(number)
-            else:
-                self._levels(number)
+            for base in ((), cuts) if cuts else ((),):
+                if self.needs:
+                    self._needed(number, base)
+                else:
+                    self._levels(number, base)
             if len(self.tried) == before:
                 break
         if not self.needs:
             self._more()
+
+    def _found_cuts(self) -> tuple[Variant, ...]:
+        """What the best of the seeds takes out."""
+        within = [one for one in self.tried if self.needs or self.is_within(one.measurement)]
+        ranked = sorted(within, key=lambda one: -one.saved(self.resource))
+        removed = (tuple(v for v in one.variants if v.options[0].role is Role.REMOVES) for one in ranked)
+        return next((variants for variants in removed if variants), ())
 
     @property
     def kinds(self) -> list[str]:
@@ -82,30 +93,34 @@ class TogetherSearch:
     def fits(self, variants: Sequence[Variant]) -> bool:
         return all(saved_by(variants, name) >= need * (1 - 1e-9) for name, need in self.needs.items())
 
-    def _levels(self, number: int) -> None:
-        """Halves the levels between the best plan within the bound and what lies beyond it."""
-        best = max((one.saved(self.resource) for one in self.ranked()), default=0.0)
+    def _levels(self, number: int, base: tuple[Variant, ...]) -> None:
+        """Halves the levels between the best plan within the bound and what lies beyond it, around a base."""
+        grown = [one for one in self.tried if plan_of(base) <= one.plan]
+        best = max((one.saved(self.resource) for one in grown if self.is_within(one.measurement)), default=0.0)
         beyond = [
             one.saved(self.resource)
-            for one in self.tried
+            for one in grown
             if not self.is_within(one.measurement) and one.saved(self.resource) > best
         ]
-        most = self._most()
+        most = self._most(base)
         top = most if number == 1 or not beyond else min(min(beyond) * 1.05, most)
+        if not most > best:
+            return
         low, high = 0, N_LEVELS + 1
         while high - low > 1:
             middle = (low + high) // 2
             # Levels are even in what is left: from a tenth to a twentieth is as far as from all to a half.
-            left = 1.0 - best / most if most else 1.0
+            left = 1.0 - best / most
             floor = max(1.0 - top / most, 1e-3)
             share = 1.0 - left * (floor / left) ** (middle / N_LEVELS) if left > floor else top / most
-            found = self._solve(f"level {number}", {self.resource: share * most})
+            found = self._solve(f"level {number}{' behind cuts' if base else ''}", {self.resource: share * most}, base)
             low, high = (middle, high) if found is not None and self.is_within(found.measurement) else (low, middle)
         self._refit()
 
-    def _needed(self, number: int) -> None:
+    def _needed(self, number: int, base: tuple[Variant, ...]) -> None:
         for tightness in TIGHTNESS:
-            self._solve(f"level {number}", {name: tightness * need for name, need in self.needs.items()})
+            needs = {name: tightness * need for name, need in self.needs.items()}
+            self._solve(f"level {number}{' behind cuts' if base else ''}", needs, base)
         self._refit()
 
     def _more(self) -> None:
@@ -119,10 +134,15 @@ class TogetherSearch:
                     self._try("one more", (*kept, variant))
                     break
 
-    def _most(self) -> float:
-        """All that can be saved at once."""
+    def _open(self, base: Sequence[Variant]) -> list[Variant]:
+        """Variants of the places that a base leaves open."""
+        taken = frozenset[str]().union(*(one.places for one in base))
+        return [one for one in self.variants if not one.places & taken]
+
+    def _most(self, base: Sequence[Variant]) -> float:
+        """All that can be saved at once, what the base saves included."""
         places: dict[frozenset[str], float] = {}
-        for variant in self.variants:
+        for variant in self._open(base):
             own = variant.saves.get(self.resource, 0.0)
             places[variant.places] = max(own, places.get(variant.places, 0.0))
         taken: set[str] = set()
@@ -131,11 +151,12 @@ class TogetherSearch:
             if not taken & where:
                 taken |= where
                 total += saved
-        return total * (1 - 1e-6)
+        return (saved_by(base, self.resource) + total) * (1 - 1e-6)
 
-    def _solve(self, origin: str, needs: Mapping[str, float]) -> Tried | None:
-        found = solved(self.variants, self.factors, needs)
-        return None if found is None else self._try(origin, found)
+    def _solve(self, origin: str, needs: Mapping[str, float], base: tuple[Variant, ...]) -> Tried | None:
+        left = {name: need - saved_by(base, name) for name, need in needs.items()}
+        found = solved(self._open(base), self.factors, left)
+        return None if found is None else self._try(origin, (*base, *found))
 
     def _known(self, plan: Plan) -> Tried | None:
         return next((one for one in self.tried if one.plan == plan), None)

@@ -6,9 +6,11 @@ them: they are the same layers over other weights. That is one graph for each st
 
 from __future__ import annotations
 
+import statistics
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from vlmopt.core.budgets import Quantity
@@ -17,7 +19,7 @@ from vlmopt.core.program import Program
 from vlmopt.core.workload import Feed
 from vlmopt.devices.document import DeviceProfile
 from vlmopt.emit import emit_program
-from vlmopt.graph.branch_errors import branch_errors
+from vlmopt.graph.branch_distortions import BranchDistortions
 from vlmopt.graph.branches import find_branches
 from vlmopt.graph.costing import nodes_cost
 from vlmopt.planning.together import Option, Role
@@ -30,6 +32,7 @@ from vlmopt.workflow.together.steps import OpenStep
 
 _RUNS, _ROUNDS = 60, 12
 _WHOLE = "whole"
+_OTHER, _NO_CLASS = -1, -2  # branches that cannot be skipped, and what is no branch
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,12 @@ class _Group:
     component: str
     sites: tuple[str, ...]
     places: tuple[str, ...]  # each once
+    key: tuple[int, ...]
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether its places are no branches."""
+        return self.key == (_NO_CLASS,)
 
     @property
     def name(self) -> str:
@@ -71,20 +80,17 @@ def effects_of(
         device: predicts latency on that device; measured here where there is none.
     """
     wholes = {place: {**own} for place, own in _costs(program).items()}
-    feeds = state.sample_feeds(program)
     options: list[Option] = []
     left_out: list[str] = []
     times_us: dict[str, float] = {}
     for name in program.components:
         groups = list(_groups(program, name, steps))
-        edited = {group.name: _edited(program, group) for group in groups}
-        own = {group.name: state.sample_feeds(edited[group.name])[name] for group in groups}
-        programs = {_WHOLE: program, **edited}
+        programs = {_WHOLE: program} | {one.name: edited(program, one.step, one.sites) for one in groups}
         if device is None:
-            times = _measured_us(state, name, programs, {_WHOLE: feeds[name], **own})
+            times = _measured_us(state, name, programs)
         else:
             times = _predicted_us(state, name, programs, device)
-        times_us[name] = times[_WHOLE]
+        times_us[name], losses = times[_WHOLE], None
         for group in groups:
             if group.name not in times:
                 left_out.append(f"{group.step.pass_.name} in {name} needs operations that the device's profile lacks")
@@ -96,8 +102,9 @@ def effects_of(
             if each <= 0 and Quantity.SIZE not in state.recipe.budgets.limits.limits:
                 left_out.append(f"{group.step.pass_.name} saves no time in {len(group.places)} places of {name}")
                 continue
-            shares = _shares(program, edited[group.name], group, (feeds[name], own[group.name]))
-            options += _options(state, group, max(0.0, each), shares)
+            if losses is None:
+                losses = _Losses(state, program, name)
+            options += _options(state, program, group, max(0.0, each) * len(group.places), losses)
     return Effects(tuple(options), wholes, times_us, tuple(left_out))
 
 
@@ -116,21 +123,27 @@ def _groups(program: Program, component: str, steps: Sequence[OpenStep]) -> Iter
     classes = {
         f"{component}/{branch}": i for i, members in enumerate(branch_classes(program, component)) for branch in members
     }
+    branches = {f"{component}/{branch.name}" for branch in find_branches(program.components[component].graph)}
     for step in steps:
         grouped: dict[tuple[int, ...], list[str]] = {}
         for name, site in step.sites.items():
             if site.component == component:
-                key = tuple(sorted(classes.get(place, -1) for place in step.places[name]))
+                key = tuple(
+                    sorted(
+                        classes.get(place, _OTHER if place in branches else _NO_CLASS) for place in step.places[name]
+                    )
+                )
                 grouped.setdefault(key, []).append(name)
-        for sites in grouped.values():
+        for key, sites in grouped.items():
             places = tuple(dict.fromkeys(place for name in sites for place in sorted(step.places[name])))
-            yield _Group(step, component, tuple(sites), places)
+            yield _Group(step, component, tuple(sites), places, key)
 
 
-def _edited(program: Program, group: _Group) -> Program:
+def edited(program: Program, step: OpenStep, names: Collection[str]) -> Program:
+    """A clone behind these sites of a step."""
     clone = clone_program(program)
-    for name in group.sites:
-        group.step.pass_.apply(clone, group.step.sites[name], group.step.context)
+    for name in names:
+        step.pass_.apply(clone, step.sites[name], step.context)
     for component in clone.components.values():
         component.graph.recompile()
     return clone
@@ -154,9 +167,7 @@ def _predicted_us(
     return found
 
 
-def _measured_us(
-    state: RunState, component: str, programs: Mapping[str, Program], feeds: Mapping[str, Feed]
-) -> dict[str, float]:
+def _measured_us(state: RunState, component: str, programs: Mapping[str, Program]) -> dict[str, float]:
     """Microseconds of a call of the component, as it is and behind the edits of every group, at batch 1."""
     alone = {name: one.with_components({component: one.components[component]}) for name, one in programs.items()}
     with tempfile.TemporaryDirectory(prefix="vlmopt-together-") as folder:
@@ -166,7 +177,7 @@ def _measured_us(
             own.mkdir()
             files = emit_program(one, ("onnx",), own, progress=state.progress, opset=state.recipe.opset)
             paths[name] = own / files[component]["onnx"]
-        arrays = {name: arrays_of(programs[name], component, feed) for name, feed in feeds.items()}
+        arrays = {name: arrays_of(one, component, state.sample_feeds(one)[component]) for name, one in programs.items()}
         # One thread, since differences are small; the whole with all of them says how long a call really takes.
         table = time_each(paths, arrays, progress=state.progress, runs=_RUNS, rounds=_ROUNDS, threads=1)
         whole = {_WHOLE: paths[_WHOLE]}
@@ -175,33 +186,85 @@ def _measured_us(
     return {name: scale * latency.quietest_ms for name, latency in table.items()}
 
 
-def _shares(program: Program, edited: Program, group: _Group, feeds: tuple[Feed, Feed]) -> dict[str, float]:
-    """How far every place is off, as a share of what it would be off without it; all of it where it is removed."""
-    if group.step.role is Role.REMOVES:
-        return dict.fromkeys(group.places, 1.0)
-    found = branch_errors(program.components[group.component], edited.components[group.component], [feeds])
-    shares = {f"{group.component}/{name}": min(1.0, error) for name, error in found.items()}
-    rest = max((shares[place] for place in group.places if place in shares), default=_REST)
-    return {place: shares.get(place, rest) for place in group.places}
+class _Losses:
+    """What edits of a component are to lose, from how far they move its features beside what a skip moves and loses.
+
+    A branch whose score says that it is not needed is taken for one that is needed a little: scores are noisy.
+    """
+
+    def __init__(self, state: RunState, program: Program, component: str) -> None:
+        self._state, self._component = state, component
+        self.feed = _few(state, program)[component]
+        self._distortions = BranchDistortions(program.components[component], program.heads.get(component), self.feed)
+        scores = {name: state.importance.get(f"{component}/{name}", 0.0) for name in self._distortions.names}
+        least = _LEAST_NEED * statistics.median([score for score in scores.values() if score > 0] or [0.0])
+        moved = self._distortions.skipped()
+        self._prices = {name: max(score, least) / moved[name] for name, score in scores.items() if moved[name] > 0}
+        self._price = statistics.median(self._prices.values()) if self._prices else 1.0
+
+    def in_branches(self, edited: Program, places: Collection[str]) -> dict[str, float]:
+        """Of the edits in each of these branches by itself."""
+        names = [place.partition("/")[2] for place in places]
+        feed = self.feed if self._state.original.generation is None else _few(self._state, edited)[self._component]
+        found = self._distortions.edited(edited.components[self._component], feed, names)
+        return {f"{self._component}/{name}": self._prices.get(name, self._price) * d for name, d in found.items()}
+
+    def of_all(self, edited: Program) -> float:
+        """Of edits outside of all branches."""
+        feed = self.feed if self._state.original.generation is None else _few(self._state, edited)[self._component]
+        return self._price * self._distortions.whole(edited.components[self._component], feed)
 
 
-_REST = 1e-3  # of what lies outside of all branches: a relative error that rounding to 8 bits stays below
+_LEAST_NEED = 0.05  # of the median score
+_FEW = 16  # items that distortions are seen on
 
 
-def _options(state: RunState, group: _Group, saved_us: float, shares: Mapping[str, float]) -> Iterator[Option]:
-    """An option for every place of the group, or for every set of places that go together."""
+def _few(state: RunState, program: Program) -> Mapping[str, Feed]:
+    """A few items of every component's inputs."""
+    feeds = state.sample_feeds(program)
+    if program.generation is not None or state.fit is None:
+        return feeds
+    known = {name: own[0] for name, own in state.fit.feeds.items() if name in feeds}
+    return feeds | {name: {key: value[:_FEW] for key, value in feed.items()} for name, feed in known.items()}
+
+
+def _options(state: RunState, program: Program, group: _Group, saved_us: float, losses: _Losses) -> Iterator[Option]:
+    """What may be done in every place of the group: its site, or as many of its sites as one likes, the least harmful
+    first."""
     step, by_places = group.step, dict[frozenset[str], list[str]]()
     for name in group.sites:
         by_places.setdefault(step.places[name], []).append(name)
-    most = max((score for score in state.importance.values()), default=0.0)
+    weights = {name: float(max(1, step.sites[name].saving.parameters_bytes)) for name in group.sites}
+    total = sum(weights.values())
+    lost = _lost(state, program, group, by_places, losses)
     for places, names in by_places.items():
-        own = [step.sites[name].saving for name in names]
-        needed = state.importance.get(names[0], 0.0) if step.role is Role.REMOVES else None
-        loss = sum(shares[place] * state.importance.get(place, most) for place in places) if needed is None else needed
-        saves = {
-            "macs": float(sum(one.macs for one in own)),
-            "size": float(sum(one.parameters_bytes for one in own)),
-            "latency": saved_us * len(places),
-        }
-        edits = tuple(step.edit(name) for name in names)
-        yield Option(step.pass_.name, step.role, edits, places, loss, saves)
+        ranked = sorted((name for name in names if name in lost), key=lambda name: lost[name])
+        for n in range(1, len(ranked) + 1):
+            own = [step.sites[name].saving for name in ranked[:n]]
+            saves = {
+                "macs": float(sum(one.macs for one in own)),
+                "size": float(sum(one.parameters_bytes for one in own)),
+                "latency": saved_us * sum(weights[name] for name in ranked[:n]) / total,
+            }
+            edits = tuple(sorted(step.edit(name) for name in ranked[:n]))
+            yield Option(step.pass_.name, step.role, edits, places, sum(lost[name] for name in ranked[:n]), saves)
+
+
+def _lost(
+    state: RunState, program: Program, group: _Group, by_places: Mapping[frozenset[str], Sequence[str]], losses: _Losses
+) -> dict[str, float]:
+    """What every site is to lose by itself; sites whose branch is gone behind them are left out."""
+    step = group.step
+    if step.role is Role.REMOVES:
+        return {name: state.importance.get(name, 0.0) for name in group.sites}
+    if group.is_outside:
+        return {name: losses.of_all(edited(program, step, [name])) for name in group.sites}
+    lost: dict[str, float] = {}
+    for turn in zip_longest(*by_places.values()):  # one site of every branch at a time
+        names = [name for name in turn if name is not None]
+        found = losses.in_branches(edited(program, step, names), {place for n in names for place in step.places[n]})
+        for name in names:
+            (place,) = step.places[name]
+            if place in found:
+                lost[name] = found[place]
+    return lost

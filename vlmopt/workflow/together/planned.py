@@ -122,11 +122,21 @@ def _seeds(
     gone = {place for variant in cuts for place in variant.places}
     for step in steps:
         if step.role is Role.QUANTIZES:
-            single = [one for one in variants if {number for number, _ in one.edits} == {step.number}]
+            single = _everywhere(step, variants)
             name = step.pass_.name
             seeds[f"{name} everywhere"] = single
             seeds[f"cuts, then {name}"] = [*cuts, *(one for one in single if not one.places & gone)]
     return seeds
+
+
+def _everywhere(step: OpenStep, variants: Sequence[Variant]) -> list[Variant]:
+    """All sites of one step, at every place."""
+    most: dict[frozenset[str], Variant] = {}
+    for variant in variants:
+        if {number for number, _ in variant.edits} == {step.number}:
+            known = most.get(variant.places)
+            most[variant.places] = variant if known is None or len(variant.edits) > len(known.edits) else known
+    return list(most.values())
 
 
 def _keep(

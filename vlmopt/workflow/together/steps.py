@@ -81,7 +81,7 @@ def context_of(state: RunState, program: Program, pass_: Pass, number: int) -> C
 
 
 def _places(program: Program, site: Site, role: Role) -> frozenset[str]:
-    """The branches that a site edits, as COMPONENT/BRANCH, or its component where it lies outside of all branches."""
+    """The branches that a site edits, as COMPONENT/BRANCH, or its module where that lies outside of all branches."""
     if role is Role.REMOVES:
         return frozenset(f"{site.component}/{name}" for name in site.target)
     if role is Role.NARROWS:
@@ -90,7 +90,7 @@ def _places(program: Program, site: Site, role: Role) -> frozenset[str]:
     for branch in find_branches(program.components[site.component].graph):
         if any(node.op == "call_module" and node.target == path for node in branch.region):
             return frozenset({f"{site.component}/{branch.name}"})
-    return frozenset({site.component})
+    return frozenset({f"{site.component}/{path}"})
 
 
 def resolved(recipe: Recipe, steps: Sequence[OpenStep], plan: Plan) -> Recipe:
