@@ -6,7 +6,6 @@ them: they are the same layers over other weights. That is one graph for each st
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +15,8 @@ from pathlib import Path
 from vlmopt.core.budgets import Quantity
 from vlmopt.core.errors import ProfileError
 from vlmopt.core.program import Program
-from vlmopt.core.workload import Feed
 from vlmopt.devices.document import DeviceProfile
 from vlmopt.emit import emit_program
-from vlmopt.graph.branch_distortions import BranchDistortions
 from vlmopt.graph.branches import find_branches
 from vlmopt.graph.costing import nodes_cost
 from vlmopt.planning.together import Option, Role
@@ -28,6 +25,7 @@ from vlmopt.workflow.branch_timing import branch_classes
 from vlmopt.workflow.device_predicting import predict_program
 from vlmopt.workflow.run_state import RunState
 from vlmopt.workflow.timing import arrays_of, time_each
+from vlmopt.workflow.together.losses import Losses
 from vlmopt.workflow.together.steps import OpenStep
 
 _RUNS, _ROUNDS = 60, 12
@@ -85,7 +83,8 @@ def effects_of(
     times_us: dict[str, float] = {}
     for name in program.components:
         groups = list(_groups(program, name, steps))
-        programs = {_WHOLE: program} | {one.name: edited(program, one.step, one.sites) for one in groups}
+        made = state.progress.track(groups, f"edits of {name}", total=len(groups))
+        programs = {_WHOLE: program} | {one.name: edited(program, one.step, one.sites) for one in made}
         if device is None:
             times = _measured_us(state, name, programs)
         else:
@@ -103,7 +102,7 @@ def effects_of(
                 left_out.append(f"{group.step.pass_.name} saves no time in {len(group.places)} places of {name}")
                 continue
             if losses is None:
-                losses = _Losses(state, program, name)
+                losses = Losses(state, program, name)
             options += _options(state, program, group, max(0.0, each) * len(group.places), losses)
     return Effects(tuple(options), wholes, times_us, tuple(left_out))
 
@@ -186,49 +185,7 @@ def _measured_us(state: RunState, component: str, programs: Mapping[str, Program
     return {name: scale * latency.quietest_ms for name, latency in table.items()}
 
 
-class _Losses:
-    """What edits of a component are to lose, from how far they move its features beside what a skip moves and loses.
-
-    A branch whose score says that it is not needed is taken for one that is needed a little: scores are noisy.
-    """
-
-    def __init__(self, state: RunState, program: Program, component: str) -> None:
-        self._state, self._component = state, component
-        self.feed = _few(state, program)[component]
-        self._distortions = BranchDistortions(program.components[component], program.heads.get(component), self.feed)
-        scores = {name: state.importance.get(f"{component}/{name}", 0.0) for name in self._distortions.names}
-        least = _LEAST_NEED * statistics.median([score for score in scores.values() if score > 0] or [0.0])
-        moved = self._distortions.skipped()
-        self._prices = {name: max(score, least) / moved[name] for name, score in scores.items() if moved[name] > 0}
-        self._price = statistics.median(self._prices.values()) if self._prices else 1.0
-
-    def in_branches(self, edited: Program, places: Collection[str]) -> dict[str, float]:
-        """Of the edits in each of these branches by itself."""
-        names = [place.partition("/")[2] for place in places]
-        feed = self.feed if self._state.original.generation is None else _few(self._state, edited)[self._component]
-        found = self._distortions.edited(edited.components[self._component], feed, names)
-        return {f"{self._component}/{name}": self._prices.get(name, self._price) * d for name, d in found.items()}
-
-    def of_all(self, edited: Program) -> float:
-        """Of edits outside of all branches."""
-        feed = self.feed if self._state.original.generation is None else _few(self._state, edited)[self._component]
-        return self._price * self._distortions.whole(edited.components[self._component], feed)
-
-
-_LEAST_NEED = 0.05  # of the median score
-_FEW = 16  # items that distortions are seen on
-
-
-def _few(state: RunState, program: Program) -> Mapping[str, Feed]:
-    """A few items of every component's inputs."""
-    feeds = state.sample_feeds(program)
-    if program.generation is not None or state.fit is None:
-        return feeds
-    known = {name: own[0] for name, own in state.fit.feeds.items() if name in feeds}
-    return feeds | {name: {key: value[:_FEW] for key, value in feed.items()} for name, feed in known.items()}
-
-
-def _options(state: RunState, program: Program, group: _Group, saved_us: float, losses: _Losses) -> Iterator[Option]:
+def _options(state: RunState, program: Program, group: _Group, saved_us: float, losses: Losses) -> Iterator[Option]:
     """What may be done in every place of the group: its site, or as many of its sites as one likes, the least harmful
     first."""
     step, by_places = group.step, dict[frozenset[str], list[str]]()
@@ -251,7 +208,7 @@ def _options(state: RunState, program: Program, group: _Group, saved_us: float, 
 
 
 def _lost(
-    state: RunState, program: Program, group: _Group, by_places: Mapping[frozenset[str], Sequence[str]], losses: _Losses
+    state: RunState, program: Program, group: _Group, by_places: Mapping[frozenset[str], Sequence[str]], losses: Losses
 ) -> dict[str, float]:
     """What every site is to lose by itself; sites whose branch is gone behind them are left out."""
     step = group.step

@@ -77,7 +77,8 @@ def _planned(state: RunState, bound: OpenedTask, program: Program, passes: Seque
 
     def on_few(plan: Edits) -> Measurement:
         """With the error that the same drop would have on all items: what is passed on is measured there anyway."""
-        found = plans.measured(judge, plan, lambda: program_behind(state, program, steps, plan))
+        with state.progress.stage(f"a plan of {len(plan)} sites"):
+            found = plans.measured(judge, plan, lambda: program_behind(state, program, steps, plan))
         return replace(found, standard_error=found.standard_error * shrink)
 
     def on_more(plan: Edits) -> Measurement:
