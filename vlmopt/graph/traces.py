@@ -1,4 +1,4 @@
-"""Traces of small modules, kept: cases and tests build equal ones over and over, and every trace takes tenths of a second.
+"""Traces of small modules, kept: cases and tests build equal ones over and over, and each takes tenths of a second.
 
 A module is traced again wherever anything about it is new: its class, a setting, the code or the closure of a function
 that it holds, a number in one of its tensors. What is handed out is a graph of its own around the tensors of the
