@@ -6,22 +6,43 @@ They lie in folders with spaces in their names. Nobody may change them: copy wha
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Callable, Iterator
+import gc
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests import toys
+from tests.shares import Shares, dearest_first
 from vlmopt.capture import capture
 from vlmopt.cli import entry
-from vlmopt.core.program import Program
+from vlmopt.core.program import AdapterSource, Program
 from vlmopt.rewrite.pipeline import clone_program
 from vlmopt.workflow import opening
 
 N_IMAGES = 30  # of every split
 PROMPTS = ["a {}", "a photo of a {}"]
 Make = Callable[[Path], object]
+
+
+# Graphs and shapes are made by the hundred thousand and most live on: with its usual thresholds Python looks through
+# all of them again and again, which took a sixth of the time of a capture.
+gc.set_threshold(50_000, 20, 20)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Shares | None:
+    if config.getoption("dist") != "loadfile":
+        return None
+    config.option.loadscopereorder = False  # they are ordered below
+    return Shares(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        items[:] = dearest_first(items)
 
 
 @dataclass(frozen=True)
@@ -61,18 +82,19 @@ class Workshop:
 def captured_once() -> Iterator[None]:
     """Every process captures a model folder once: half of the time of a short run is its capture.
 
-    What is handed out are clones, whose tensors no pass may write. Adapters are not kept.
+    What is handed out are clones, whose tensors no pass may write.
     """
     known: dict[object, Program] = {}
 
-    def remembered(model: str, *, adapters: object = (), **options: object) -> Program:
-        files = sorted(Path(model).rglob("*")) if Path(model).is_dir() else []
-        stats = tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-        key = (model, stats, tuple(sorted(options.items())))
-        if adapters or not stats:
+    def remembered(model: str, *, adapters: Sequence[AdapterSource] = (), **options: object) -> Program:
+        places = [Path(place) for place in (model, *(adapter.path for adapter in adapters))]
+        if not all(place.exists() for place in places):
             return capture(model, adapters=adapters, **options)  # type: ignore[arg-type]
+        files = [file for place in places for file in (place, *sorted(place.rglob("*")))]
+        stats = tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+        key = (model, tuple(adapters), stats, tuple(sorted(options.items())))
         if key not in known:
-            known[key] = capture(model, **options)  # type: ignore[arg-type]
+            known[key] = capture(model, adapters=adapters, **options)  # type: ignore[arg-type]
         return clone_program(known[key])
 
     with pytest.MonkeyPatch.context() as patch:

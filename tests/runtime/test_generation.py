@@ -109,8 +109,8 @@ def test_answers_are_those_of_the_original_token_by_token(folder: Path, colours:
 @pytest.mark.parametrize(
     ("family", "n_images"),
     [
-        ("qwen2_vl", 1),
         ("blip_vqa", 1),
+        pytest.param("qwen2_vl", 1, marks=pytest.mark.slow),
         pytest.param("smolvlm", 2, marks=pytest.mark.slow),
         pytest.param("git", 1, marks=pytest.mark.slow),
         pytest.param("florence2", 1, marks=pytest.mark.slow),
@@ -130,6 +130,7 @@ CAPTIONER = "decoder_model_merged/text_decoder.bert.encoder.layer"
 CAPTIONER_CUTS = [f"{CAPTIONER}.0.attention", f"{CAPTIONER}.1.crossattention"]
 
 
+@pytest.mark.slow
 def test_a_caption_is_written_unasked(workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = compiled(workshop, "blip_caption", [])
     model = load(folder, threads=1)

@@ -177,7 +177,7 @@ def test_a_cut_that_training_does_not_make_up_for_is_chosen_again_with_less_head
     assert len({gate["name"] for gate in report["gates"]}) == len(report["gates"])
 
 
-@pytest.mark.parametrize("kind", ["bottleneck", "eas"])
+@pytest.mark.parametrize("kind", ["bottleneck", pytest.param("eas", marks=pytest.mark.slow)])
 def test_adapters_are_inserted_trained_and_folded_where_they_are_linear(
     kind: str, clip: Path, colours: Path, tmp_path: Path
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import Dim as ExportDim
 
 from vlmopt.core.program import Assembly, Component, Dim, ModelSource, Program, TensorSpec
@@ -13,6 +13,7 @@ from vlmopt.graph.head import find_head
 from vlmopt.graph.modules import get_at, output_values, placeholders
 from vlmopt.graph.raising import raise_program
 from vlmopt.graph.regions import skip_branch
+from vlmopt.graph.traces import traced_once
 
 DIMS = {"batch": Dim("batch", 1, 64, 1)}
 
@@ -21,11 +22,7 @@ def component_of(
     module: nn.Module, *samples: Tensor, name: str = "model", raw: bool = False, output: str = "output"
 ) -> Component:
     """A component with a dynamic first axis ("batch") on every input; `raw` leaves dead code and assertions in."""
-    batch = ExportDim("batch", min=1, max=64)
-    dynamic = tuple({0: batch} for _ in samples)
-    with torch.no_grad():
-        exported = torch.export.export(module.eval(), samples, dynamic_shapes=dynamic, strict=False)
-    graph = raise_program(exported, is_canonical=not raw)
+    graph = traced_once(module.eval(), samples, lambda: _traced(module, samples, raw=raw), how=raw)
     inputs = tuple(
         TensorSpec(node.name, ("batch", *sample.shape[1:]), _dtype(sample))
         for node, sample in zip(placeholders(graph), samples, strict=True)
@@ -35,6 +32,14 @@ def component_of(
         for i, node in enumerate(output_values(graph))
     )
     return Component(name, graph, inputs, outputs)
+
+
+def _traced(module: nn.Module, samples: tuple[Tensor, ...], *, raw: bool) -> fx.GraphModule:
+    batch = ExportDim("batch", min=1, max=64)
+    dynamic = tuple({0: batch} for _ in samples)
+    with torch.no_grad():
+        exported = torch.export.export(module, samples, dynamic_shapes=dynamic, strict=False)
+    return raise_program(exported, is_canonical=not raw)
 
 
 def program_of(module: nn.Module, *samples: Tensor, raw: bool = False) -> Program:

@@ -63,7 +63,9 @@ def _ordinary(node: fx.Node) -> OpOverload | None:
 
 def _is_fresh(node: fx.Node) -> bool:
     """The node makes a new tensor: no input, no weight and no view of another value."""
-    if node.op != "call_function" or not isinstance(node.target, OpOverload) or node.target in HAND_ON:
+    if node.op != "call_function" or not isinstance(node.target, OpOverload):
+        return False
+    if node.target in HAND_ON and node.target is not aten.clone.default:  # the others may give back what they are given
         return False
     return not writes(node) and all(value.alias_info is None for value in node.target._schema.returns)
 

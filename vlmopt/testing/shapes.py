@@ -13,6 +13,7 @@ from vlmopt.core.program import Component, Dim, TensorSpec
 from vlmopt.graph.modules import placeholders
 from vlmopt.graph.replay import run_node
 from vlmopt.graph.sizes import size_of, symbols_of
+from vlmopt.graph.text import component_text
 
 # Sizes at which two symbolic dimensions are compared: equal at all of them counts as equal.
 _PROBES = ((7, 11, 13, 17), (5, 23, 29, 31), (19, 3, 37, 41))
@@ -35,6 +36,23 @@ def stale_metadata(component: Component, dims: Mapping[str, Dim]) -> str:
         if _probed(node.meta["val"], old_symbols, names) != _probed(value, new_symbols, names):
             return f"node {node.name} says {_text(node.meta['val'])}, and computes {_text(value)}"
     return problem
+
+
+def metadata_key(component: Component) -> object:
+    """What the shapes that a graph says of itself, and those that are computed, depend on."""
+    graph = component.graph
+    nodes = tuple((node.name, _exact(node.meta.get("val"))) for node in graph.graph.nodes)
+    modules = tuple(repr(module) for module in graph.modules() if module is not graph)
+    tensors = tuple((name, str(value.dtype), tuple(value.shape)) for name, value in graph.state_dict().items())
+    return component_text(component), component.inputs, component.outputs, nodes, modules, tensors
+
+
+def _exact(value: object) -> object:
+    if isinstance(value, Tensor):
+        return str(value.dtype), str(tuple(value.shape))
+    if isinstance(value, list | tuple):
+        return tuple(map(_exact, value))
+    return type(value), str(value)
 
 
 def _recomputed(component: Component, names: list[str]) -> tuple[dict[fx.Node, object], str]:

@@ -71,10 +71,16 @@ Outcome = Finding | Inapplicable | Blocked | None  # None: it holds
 
 @dataclass
 class Memory:
-    """What several passes may share: random programs, and what ONNX Runtime said of a graph that came before."""
+    """What several passes may share: random programs, and what was said of a graph that came before.
+
+    Args:
+        exports: by ONNX Runtime.
+        stale: of its metadata, which are the same wherever a pass refuses to do anything.
+    """
 
     programs: dict[Blueprint, Program] = field(default_factory=dict)
     exports: dict[object, str] = field(default_factory=dict)
+    stale: dict[object, str] = field(default_factory=dict)
 
     def program(self, blueprint: Blueprint) -> Program:
         if blueprint not in self.programs:

@@ -12,7 +12,7 @@ from vlmopt.testing.attempt import STEP
 from vlmopt.testing.checks.check import PLAN, RESULT, CaseCheck
 from vlmopt.testing.inputs import BATCH, shape_at, sizes_of
 from vlmopt.testing.numbers import outputs_of
-from vlmopt.testing.shapes import stale_metadata
+from vlmopt.testing.shapes import metadata_key, stale_metadata
 from vlmopt.testing.trial import Finding, Inapplicable, Outcome, Trial
 
 
@@ -60,9 +60,12 @@ def adds_no_alias(trial: Trial) -> Outcome:
 
 
 def has_fresh_metadata(trial: Trial) -> Outcome:
-    for component in trial.attempt.program.components.values():
-        stale = stale_metadata(component, trial.attempt.program.dims)
-        if stale:
+    program, known = trial.attempt.program, trial.subject.memory.stale
+    for component in program.components.values():
+        key = (metadata_key(component), tuple(program.dims.items()))
+        if key not in known:
+            known[key] = stale_metadata(component, program.dims)
+        if stale := known[key]:
             remedy = "vlmopt.graph.build makes nodes that know their shape"
             return Finding(stale, expected='meta["val"] with the shape that is computed', remedy=remedy)
     return None

@@ -1,0 +1,31 @@
+"""Tests are shared out among processes as `tests/shares.py` says."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.shares import DEAREST, MAKERS, ROOT, TOGETHER, dearest_first, share_of
+
+
+def test_every_share_that_is_named_exists() -> None:
+    assert [name for name in DEAREST if name not in TOGETHER and not (ROOT / name).is_file()] == []
+    assert set(MAKERS.values()) <= set(TOGETHER) <= set(DEAREST)
+    assert len(set(DEAREST)) == len(DEAREST)
+    assert all((ROOT / name).is_file() for name in MAKERS)
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_files_that_read_the_same_captures_share_a_process(name: str) -> None:
+    files = [str(file.relative_to(ROOT)) for file in sorted((ROOT / "tests").rglob("test_*.py"))]
+    assert len([file for file in files if share_of(file) == name]) >= 3
+
+
+def test_the_dearest_come_first_and_a_share_stays_together(request: pytest.FixtureRequest) -> None:
+    items = dearest_first(request.session.items)
+    assert sorted(item.nodeid for item in items) == sorted(item.nodeid for item in request.session.items)
+    shares = [share_of(item.nodeid.split("::", 1)[0]) for item in items]
+    runs = [name for i, name in enumerate(shares) if i == 0 or shares[i - 1] != name]
+    assert len(runs) == len(set(runs))
+    known = [DEAREST.index(name) for name in runs if name in DEAREST]
+    assert known == sorted(known)
+    assert runs[: len(known)] == [DEAREST[i] for i in known]
