@@ -9,6 +9,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
+from vlmopt.core.energy import energy_meter
 from vlmopt.core.manifest import MANIFEST, GateEntry, Manifest, sha256_of
 from vlmopt.emit import emit_program
 from vlmopt.emit.configuration import copy_processor
@@ -87,6 +88,12 @@ def _measure(state: RunState, evidence: Evidence) -> None:
     timings = time_components(state, evidence.files, originals, original_folder=folder)
     evidence.latency_ms, evidence.n_threads = timings.rows, timings.n_threads
     evidence.quietest_us = timings.quietest_us
+    evidence.energy = energy_meter().note
+    per_call = {
+        name: {side: row[side] and row[side]["joules"] for side in ("original", "optimized")}
+        for name, row in timings.rows.items()
+    }
+    state.ledger.note("energy", evidence.energy, joules=per_call)
     evidence.size_bytes = {
         "original": graphs_bytes(folder, originals),
         "optimized": graphs_bytes(state.run.partial, evidence.files),
