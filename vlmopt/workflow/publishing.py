@@ -32,6 +32,7 @@ from vlmopt.rundir import (
 )
 from vlmopt.tasks.kinds.zero_shot_image_classification import prompts
 from vlmopt.tasks.specification import TaskKind
+from vlmopt.verify.loading import check_loading
 from vlmopt.verify.parity import Gate, Recorded, check_file
 from vlmopt.workflow.budgeting import resource_gates
 from vlmopt.workflow.checking_genai import check_genai_graphs
@@ -142,6 +143,8 @@ def _check_files(state: RunState, files: Files, held: Switchable, tolerances: di
             title = f"{file} equals the program"
             gates.append(check_file(title, state.run.path(file), kind, cases, dtype=dtype, limit=limit))
         if "onnx" in files[name]:
+            file = files[name]["onnx"]
+            gates.append(check_loading(f"{file} loads in ONNX Runtime without a warning", state.run.path(file)))
             gates += check_quantized_layers(component, cases, opset=state.recipe.opset)
     program = state.optimized
     claim = "equals the program"
