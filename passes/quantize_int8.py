@@ -8,7 +8,7 @@ Bound: none in general; the task judges the result.
 Cases:
 1. Every Linear is a site; with `modules` given, those that match. A task's head is one only where it is named itself.
 2. With `ranges: static`, or `rounding: gptq`, a layer whose input on the task is not known is refused.
-3. A static range is refused where the input on the task is always zero.
+3. A static range is refused where the input on the task is always zero, or has another size than the layer takes.
 """
 
 from __future__ import annotations
@@ -64,9 +64,12 @@ class QuantizeInt8(Pass):
 
     def plan(self, program: Program, context: Context) -> Plan:
         def why_not(layer: Layer) -> str:
-            rows, is_unknown = _rows(layer, context), self.rounding == "gptq" and layer.moments(context) is None
+            rows, moments = _rows(layer, context), layer.moments(context)
+            is_unknown = self.rounding == "gptq" and moments is None
             if is_unknown or (self._is_static and rows is None):
                 return "its input on the task is not measured"
+            if misfit := layer.misfit(rows, moments):
+                return misfit
             has_range = rows is None or (bool(rows.isfinite().all()) and bool(rows.any()))
             return "" if has_range else "its input on the task is always zero, or not finite"
 
@@ -104,6 +107,7 @@ class QuantizeInt8(Pass):
         yield Case("qdq", _blocks, 1, others, static, known)
         yield Case("integer", _blocks, 1, others, {**static, "operators": "integer"}, known)
         yield Case("zeros", _blocks, 0, ("always zero", *others), static, zeros)
+        yield Case("of another size", _blocks, 0, ("has 7 numbers", *others), static, _known(torch.ones(8, 7)))
 
 
 def _rows(layer: Layer, context: Context) -> Tensor | None:

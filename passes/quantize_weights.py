@@ -8,7 +8,7 @@ Bound: none in general; the task judges the result.
 Cases:
 1. Every Linear is a site; with `modules` given, those that match. A task's head is one only where it is named itself.
 2. With `embeddings`, tables are sites too, of 8 and 4 bits where a row is a whole number of blocks.
-3. With `rounding: gptq` a layer whose input is not known is refused.
+3. With `rounding: gptq` a layer whose input is not known, or has another size than the layer takes, is refused.
 4. What a layer shares with others goes with the last of them.
 """
 
@@ -81,8 +81,10 @@ class QuantizeWeights(Pass):
     def plan(self, program: Program, context: Context) -> Plan:
         def why_not(layer: Layer) -> str:
             is_read = self.rounding == "gptq" and isinstance(layer.leaf, nn.Linear)
-            is_unknown = is_read and layer.moments(context) is None
-            return "its input on the task is not measured" if is_unknown else self._form.why_not(layer.leaf)
+            moments = layer.moments(context) if is_read else None
+            if is_read and moments is None:
+                return "its input on the task is not measured"
+            return layer.misfit(None, moments) or self._form.why_not(layer.leaf)
 
         taken, refusals = chosen(self.name, program, self._layers(program), self.modules, why_not)
         saved = savings(program, taken, lambda layer: self._form.shape(layer.leaf))

@@ -63,6 +63,12 @@ def quantized(kind: str, dtype: torch.dtype = torch.float32) -> Component:
     return component
 
 
+def weight_bytes(path: Path) -> int:
+    """Bytes of the numbers that a file holds, but for the few integers that shapes are made of."""
+    tensors = onnx.load(path).graph.initializer
+    return sum(onnx.numpy_helper.to_array(one).nbytes for one in tensors if one.data_type != onnx.TensorProto.INT64)
+
+
 @pytest.mark.parametrize("way", ["direct", "exported"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_runtime_computes_what_is_simulated(
@@ -90,15 +96,18 @@ def test_a_program_in_bfloat16_is_quantized_too(kind: str, tmp_path: Path) -> No
 
 def test_weights_take_the_bytes_that_their_bits_say(tmp_path: Path) -> None:
     sizes = {}
-    for kind in ("dynamic", "4 bits", "8 bits", "float16"):
-        message = onnx.load(emit_onnx(quantized(kind), DIMS, tmp_path / f"{kind[0]}.onnx").path)
-        arrays = [onnx.numpy_helper.to_array(tensor) for tensor in message.graph.initializer]
-        sizes[kind] = sum(array.nbytes for array in arrays)
+    for kind in KINDS:
+        path = emit_onnx(quantized(kind), DIMS, tmp_path / f"{kind}.onnx").path
+        sizes[kind] = weight_bytes(path)
+        assert sizes[kind] < path.stat().st_size < sizes[kind] + 4_000  # the graph itself, and nothing twice
     first, second, bias = 64, 8, 4 * 8  # outputs; 40 inputs are two blocks of 32, 64 are two as well
     assert sizes["dynamic"] == first * 40 + second * 64 + 4 * (first + second) + bias
-    assert sizes["float16"] == 2 * (first * 40 + second * 64) + bias
-    for bits, kind in ((4, "4 bits"), (8, "8 bits")):
-        assert sizes[kind] == (first + second) * (64 * bits // 8 + 2 * 4) + bias
+    for kind in ("qdq", "integer"):  # a scale of four bytes and a zero point of one: one range here, written once
+        assert sizes[kind] == sizes["dynamic"] + 5
+    for kind in ("float16", "bfloat16"):
+        assert sizes[kind] == 2 * (first * 40 + second * 64) + bias
+    for kind in KINDS[3:7]:
+        assert sizes[kind] == (first + second) * (64 * int(kind[0]) // 8 + 2 * 4) + bias
 
 
 @pytest.mark.parametrize("bits", [4, 8, 16])
@@ -113,6 +122,8 @@ def test_embeddings_are_read_by_row(bits: int, tmp_path: Path) -> None:
     file = emit_onnx(component, DIMS, tmp_path / "m.onnx").path
     feed = {component.inputs[0].name: WORDS}
     assert torch.equal(open_onnx(file)(feed)[0], run_outputs(component, feed)[0])
+    scales = 0 if bits == 16 else 9 * 2 * 4
+    assert weight_bytes(file) == 9 * 64 * bits // 8 + scales
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "qdq", "4 bits", "float16"])

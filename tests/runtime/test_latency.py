@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vlmopt.core.energy import energy_meter
 from vlmopt.runtime import Latency, LatencyTable, measure_latency
 
 FEED = {"x": np.zeros(1, dtype=np.float32)}
@@ -101,6 +102,38 @@ def test_the_threads_that_a_session_starts_are_counted_beside_the_callers_own() 
     factories = {"one": lambda: Sleeper([], "one", 0), "four": lambda: Pool(3)}
     table = measure_latency(factories, dict.fromkeys(factories, FEED), runs=4, warmup=0, rounds=2)
     assert [table[name].n_threads for name in factories] == [1, 4]
+
+
+class Eater(Sleeper):
+    """A session of which every call moves a counter on by a hundredth of a joule, round its end."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__([], "eater", 0)
+        self.file = file
+
+    def run(self, output_names: None, input_feed: dict[str, np.ndarray], /) -> object:
+        used = int(self.file.read_text(encoding="ascii")) + 10_000
+        self.file.write_text(f"{used % 55_000}\n", encoding="ascii")
+        return []
+
+
+def test_joules_of_a_call_are_those_that_the_counter_moved_during_the_timed_calls(tmp_path: Path) -> None:
+    zone = tmp_path / "intel-rapl:0"
+    zone.mkdir()
+    for name, text in (("name", "package-0"), ("max_energy_range_uj", "54999"), ("energy_uj", "50000")):
+        (zone / name).write_text(f"{text}\n", encoding="ascii")
+    meter = energy_meter(tmp_path, tmp_path)
+    counter = zone / "energy_uj"
+    factories = {"eater": lambda: Eater(counter), "idle": lambda: Sleeper([], "idle", 0)}
+    table = measure_latency(factories, dict.fromkeys(factories, FEED), runs=7, warmup=3, rounds=2, meter=meter)
+    assert table["eater"].joules == pytest.approx(0.01, abs=1e-12)
+    assert table["idle"].joules == 0.0
+
+
+def test_there_are_no_joules_where_the_machine_does_not_say(tmp_path: Path) -> None:
+    meter = energy_meter(tmp_path, tmp_path)
+    table = measure_latency({"a": lambda: Sleeper([], "a", 0)}, {"a": FEED}, runs=2, meter=meter)
+    assert table["a"].joules is None
 
 
 @pytest.mark.parametrize("options", [{"runs": 0}, {"rounds": 0}, {"warmup": -1}])

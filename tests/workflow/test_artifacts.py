@@ -19,6 +19,7 @@ from PIL import Image
 from tests.conftest import N_IMAGES, Workshop
 from tests.toys import COLOURS
 from vlmopt.cli import entry
+from vlmopt.core.energy import COVERS
 from vlmopt.core.manifest import read_manifest
 from vlmopt.preprocess import Preprocessor
 from vlmopt.verify.parity import open_onnx, open_pt2, open_torchscript
@@ -216,7 +217,13 @@ def test_eval_of_model_and_artifact_are_the_two_numbers_of_the_report(
 
 
 def test_bench_measures_every_graph(retriever: Path, capsys: Capture) -> None:
-    rows = run_json(capsys, "bench", retriever, "--runs", 3, "--threads", 1)["components"]
+    found = run_json(capsys, "bench", retriever, "--runs", 3, "--threads", 1)
+    rows = found["components"]
+    is_said = [row["joules"] is not None for row in rows.values()]
+    assert is_said == [found["energy"] == COVERS] * 2
+    assert report_of(retriever)["result"]["energy"] == found["energy"]
+    assert entry.run(["bench", "-q", str(retriever), "--runs", "2"]) == 0
+    assert f"{found['energy'][0].upper()}{found['energy'][1:18]}" in capsys.readouterr().out
     assert list(rows) == ["image_encoder", "text_encoder"]
     for name, row in rows.items():
         assert row["runs"] == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import onnx
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.conftest import Workshop
@@ -160,6 +162,36 @@ def test_options_that_make_no_sense_end_in_one_line(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert said in error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_quantization_that_finds_nothing_to_do_is_no_artifact(
+    clip: Path, colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = {"quantize-int8": {"ranges": "static", "modules": ["*layers.0.self_attn.q_proj"]}}
+    model = Path(shutil.copytree(clip, tmp_path / "model"))
+    weights = load_file(model / "model.safetensors")
+    for kind in ("weight", "bias"):  # a norm that gives zeros: whatever the pictures are, its readers see nothing
+        weights[f"vision_model.encoder.layers.0.layer_norm1.{kind}"].zero_()
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    assert run(tmp_path, model, colours, step) == 1
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert error.startswith("error: step 2 quantize-int8: has nothing to quantize: image_encoder/")
+    assert "q_proj its input on the task is always zero, or not finite, and " in error
+    assert error.endswith(" more are refused; change its options, or leave it out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_inputs_of_another_size_than_the_layer_takes_are_refused() -> None:
+    program = program_of(Stack(), torch.ones(2, 8))
+    program.heads.clear()
+    gptq: dict[str, Any] = {"rounding": "gptq", "bits": 4}
+    for name, options in (("quantize-weights", gptq), ("quantize-int8", {"ranges": "static"})):
+        pass_ = make_pass(name, options)
+        sizes = {"second_moment": (7, 7), "mean": (7,), "rows": (3, 7)}
+        wrong = {request: torch.ones(sizes[request.statistic]) for request in pass_.wants(program)}
+        plan = pass_.plan(program, Context(statistics=wrong))
+        assert plan.sites == ()
+        assert "its input on the task has 7 numbers, and it takes 8" in {refusal.reason for refusal in plan.refusals}
 
 
 def test_a_range_of_a_task_needs_a_task(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,6 +102,7 @@ def test_an_answer_that_the_model_does_not_know(workshop: Workshop, tmp_path: Pa
         ),
         ({"passes": [{"skip-layers": {"layers": ["vision_model.encoder.layer.0"]}}]}, "matches nothing"),
         ({"device": "gpu"}, "device"),
+        ({"dtype": "bfloat16"}, "dtype: ONNX Runtime has no MatMul of bfloat16 on a CPU"),
         ({"opset": 5}, "opset"),
         ({"profile": {"file": "nowhere.json"}}, "nowhere.json: no such file"),
     ],
@@ -113,6 +114,16 @@ def test_a_recipe_with_a_mistake(
     content = {"model": str(clip), "task": str(colours), "budgets": {"max_drop": 20.0}, **change}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(content))
     assert expected in refuse("optimize", "--recipe", tmp_path / "r.yaml", "-o", tmp_path / "out")
+
+
+def test_a_loose_budget_beside_one_that_nothing_can_meet_names_the_latter(
+    clip: Path, colours: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    budgets, out = ["--latency", "100s", "--size", "1kB"], tmp_path / "out"
+    assert entry.run(["optimize", "-q", "-m", str(clip), "-t", str(colours), "-o", str(out), *budgets]) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: --size: cannot be met: cutting all 6 candidates saves 79 % of what must go; allow")
+    assert not out.exists()
 
 
 def truncate(model: Path) -> None:

@@ -43,6 +43,13 @@ class Layer:
         """For what is to be known of its input on the task."""
         return [StatRequest(self.component, self.operand.name, statistic) for statistic in statistics]
 
+    def misfit(self, rows: Tensor | None, moments: Moments | None) -> str:
+        """Why what was measured of its input cannot be of this layer, rows being [n, in]; empty where it can."""
+        takes = self.leaf.weight.shape[1]
+        measured = (rows, *(() if moments is None else (moments.mean, moments.second)))
+        sizes = {tensor.shape[-1] for tensor in measured if tensor is not None and tensor.ndim > 0} - {takes}
+        return f"its input on the task has {min(sizes)} numbers, and it takes {takes}" if sizes else ""
+
     def moments(self, context: Context) -> Moments | None:
         """Those of its input; None where they were not collected."""
         mean, second = (context.statistics.get(request) for request in self.requests())

@@ -45,6 +45,11 @@ def milliseconds(value: float) -> str:
     return f"{value:.0f} ms" if value >= 1000 else f"{value:.3g} ms"
 
 
+def energy(joules: float) -> str:
+    """Three digits: 0.00123 J -> 1.23 mJ, 12.34 J -> 12.3 J."""
+    return f"{joules:.3g} J" if joules >= 1 else f"{1e3 * joules:.3g} mJ"
+
+
 def drop_text(drop_points: float) -> str:
     """Points to one digit; a small drop keeps the digit that makes it more than nothing, and zero has no sign."""
     rounded = round(drop_points, 1)

@@ -120,6 +120,7 @@ class Latency(_Section):
     median_ms: float
     p10_ms: float
     p90_ms: float
+    joules: float | None = None  # of one call in the mean; None where the machine does not say
     samples_ms: tuple[float, ...] = ()  # sorted; all calls, or 100 quantiles of them
 
 
@@ -140,6 +141,7 @@ class ResultSection(_Section):
     metric: MetricSection | None = None
     cost: CostPair
     latency_ms: dict[str, LatencyPair] = Field(default_factory=dict)
+    energy: str = ""  # what the joules beside the latencies are, or why there are none
     size_bytes: SizePair | None = None
 
 

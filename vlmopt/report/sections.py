@@ -13,6 +13,7 @@ from vlmopt.report.quantities import (
     byte_size,
     count,
     drop_text,
+    energy,
     factor_words,
     milliseconds,
     other_metrics,
@@ -99,7 +100,7 @@ def metric_rows(report: Report) -> list[Row]:
 
 
 def cost_rows(report: Report) -> list[Row]:
-    """Sizes, parameters, MACs, activations and the median latency of every component."""
+    """Sizes, parameters, MACs, activations, and median latency and mean energy of every component."""
     old, new = report.result.cost.original, report.result.cost.optimized
     rows = []
     if report.result.size_bytes is not None:
@@ -111,6 +112,10 @@ def cost_rows(report: Report) -> list[Row]:
             rows.append(_cost_row(label, before, after, shown))
     for name, pair in report.result.latency_ms.items():
         rows.append(_latency_row(report, name, pair))
+    for name, pair in report.result.latency_ms.items():
+        if pair.original.joules is not None and pair.optimized is not None and pair.optimized.joules is not None:
+            label = f"energy of {name} (mean)"
+            rows.append(_cost_row(label, pair.original.joules, pair.optimized.joules, energy))
     return rows
 
 
@@ -175,6 +180,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
         cores = f"{plural(machine.n_cores, 'core')}, {plural(machine.n_threads, 'thread')} used"
         cores += f", {byte_size(machine.memory_bytes)} memory" if machine.memory_bytes else ""
         rows += [("processor", machine.processor), ("machine", cores), ("system", machine.system)]
+        rows += [("energy", report.result.energy)] if report.result.energy else []
         rows.append(("Python", machine.python))
         rows += [(name, version) for name, version in machine.versions.items() if name != "vlmopt"]
     return rows

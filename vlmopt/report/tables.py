@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlmopt.report.quantities import count as count
-from vlmopt.report.quantities import other_metrics, percents, points, value_text
+from vlmopt.report.quantities import energy, other_metrics, percents, points, value_text
 from vlmopt.report.savings import following, savings
-from vlmopt.report.schema import BranchSection, CostSection, PassSection, Report
+from vlmopt.report.schema import BranchSection, CostSection, PassSection, Report, ResultSection
 from vlmopt.report.table import Table
 
 _N_GROUPS = 10
@@ -54,7 +54,21 @@ def _before_after(report: Report) -> Table:
         after = f"{pair.optimized.median_ms:.2f}" if pair.optimized else "gone"
         ratio = f"{pair.ratio:.2f} times faster" if pair.ratio else ""
         rows.append((f"{name} latency (ms)", f"{pair.original.median_ms:.2f}", after, ratio))
+    rows += _energy_rows(result)
+    if result.energy:
+        note = f"{note} {result.energy[0].upper()}{result.energy[1:]}.".strip()
     return Table("Before and after", ("", "original", "optimized", "change"), tuple(rows), note=note)
+
+
+def _energy_rows(result: ResultSection) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for name, pair in result.latency_ms.items():
+        before = pair.original.joules
+        after = pair.optimized.joules if pair.optimized else None
+        if before is not None:
+            shown = "gone" if pair.optimized is None else "" if after is None else energy(after)
+            rows.append((f"{name} energy", energy(before), shown, _factor(before, after or 0.0)))
+    return rows
 
 
 def _cost_rows(original: CostSection, optimized: CostSection) -> list[tuple[str, ...]]:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from vlmopt.core.energy import EnergyMeter, energy_meter
 from vlmopt.core.machine import n_native_threads
 
 MAX_SAMPLES = 100  # so many quantiles tell a distribution apart from its neighbours
@@ -34,6 +35,8 @@ class Latency:
 
     `round_medians_ms` has one median a round. `samples_ms` is the distribution: all calls, sorted, or 100 quantiles of
     them, the fastest and the slowest included. `n_threads` were there to run the model; None where that is not known.
+    `joules` is what the processor's packages used in the mean per call, whatever else ran on them included; None where
+    the machine does not say.
     """
 
     median_ms: float
@@ -43,6 +46,7 @@ class Latency:
     round_medians_ms: tuple[float, ...]
     samples_ms: tuple[float, ...] = ()
     n_threads: int | None = None
+    joules: float | None = None
 
     @property
     def quietest_ms(self) -> float:
@@ -88,17 +92,19 @@ def measure_latency(
     runs: int = 50,
     warmup: int = 5,
     rounds: int = 3,
+    meter: EnergyMeter | None = None,
 ) -> LatencyTable:
-    """Latency of every model on its feed.
+    """Latency of every model on its feed, and the energy of a call.
 
     Args:
         factories: make a session when it is the model's turn; it is deleted before the next one's.
         runs: timed calls of each model, shared out evenly over the rounds (at least one a round).
         warmup: untimed calls after each creation.
+        meter: reads the energy; by default that of this machine.
     """
     if runs < 1 or rounds < 1 or warmup < 0:
         raise ValueError(f"runs {runs}, rounds {rounds} and warmup {warmup} must be positive")
-    rounds = min(rounds, runs)
+    rounds, meter = min(rounds, runs), meter or energy_meter()
     shares = [runs // rounds + (turn < runs % rounds) for turn in range(rounds)]
     found: dict[str, list[_Turn]] = {name: [] for name in factories}
     gc.collect()
@@ -106,7 +112,7 @@ def measure_latency(
     try:
         for share in shares:
             for name, make in factories.items():
-                found[name].append(_timed(make, dict(feeds[name]), runs=share, warmup=warmup))
+                found[name].append(_timed(make, dict(feeds[name]), meter, runs=share, warmup=warmup))
     finally:
         gc.unfreeze()
     return LatencyTable({name: _summary(turns) for name, turns in found.items()})
@@ -114,13 +120,16 @@ def measure_latency(
 
 @dataclass(frozen=True)
 class _Turn:
-    """The calls of one session, in milliseconds, and the threads that ran them."""
+    """The calls of one session, in milliseconds, the threads that ran them, and the joules of all of them."""
 
     times_ms: list[float]
     n_threads: int | None
+    joules: float | None
 
 
-def _timed(make: Callable[[], Runnable], feed: dict[str, NDArray[Any]], *, runs: int, warmup: int) -> _Turn:
+def _timed(
+    make: Callable[[], Runnable], feed: dict[str, NDArray[Any]], meter: EnergyMeter, *, runs: int, warmup: int
+) -> _Turn:
     before = n_native_threads()
     session = make()
     # Counted, since ONNX Runtime chooses a number that it does not tell; the caller's own thread works as well.
@@ -130,11 +139,12 @@ def _timed(make: Callable[[], Runnable], feed: dict[str, NDArray[Any]], *, runs:
         for _ in range(warmup):
             session.run(None, feed)
         times = []
+        energy = meter.start()
         for _ in range(runs):
             start = time.perf_counter()
             session.run(None, feed)
             times.append((time.perf_counter() - start) * 1e3)
-        return _Turn(times, n_threads)
+        return _Turn(times, n_threads, meter.joules_since(energy))
     finally:
         del session
         gc.collect()  # the threads of a session that a cycle keeps alive would spin on
@@ -143,6 +153,7 @@ def _timed(make: Callable[[], Runnable], feed: dict[str, NDArray[Any]], *, runs:
 def _summary(turns: list[_Turn]) -> Latency:
     times = sorted(value for turn in turns for value in turn.times_ms)
     counts = [turn.n_threads for turn in turns if turn.n_threads is not None]
+    joules = [turn.joules for turn in turns if turn.joules is not None]
     return Latency(
         median_ms=statistics.median(times),
         p10_ms=_quantile(times, 0.1),
@@ -151,6 +162,7 @@ def _summary(turns: list[_Turn]) -> Latency:
         round_medians_ms=tuple(statistics.median(turn.times_ms) for turn in turns),
         samples_ms=_thinned(times),
         n_threads=max(counts, default=None),
+        joules=sum(joules) / len(times) if len(joules) == len(turns) else None,
     )
 
 

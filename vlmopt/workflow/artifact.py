@@ -8,6 +8,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vlmopt.core.energy import energy_meter
 from vlmopt.core.errors import ArtifactError, GateError
 from vlmopt.core.manifest import MANIFEST, ComponentEntry, Manifest, read_manifest, sha256_of
 from vlmopt.core.progress import Progress, Silent
@@ -129,6 +130,7 @@ def bench_artifact(
             "median_ms": measured.median_ms,
             "p10_ms": measured.p10_ms,
             "p90_ms": measured.p90_ms,
+            "joules": measured.joules,
             "runs": measured.n,
         }
-    return {"components": rows}
+    return {"components": rows, "energy": energy_meter().note}

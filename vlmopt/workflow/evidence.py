@@ -42,6 +42,7 @@ class Evidence:
     gates: list[Gate]
     metric: dict[str, Any] | None = None
     latency_ms: dict[str, Any] = field(default_factory=dict)
+    energy: str = ""  # what its joules are, or why there are none
     n_threads: int | None = None
     quietest_us: dict[str, float] = field(
         default_factory=dict

@@ -9,6 +9,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
+from vlmopt.core.energy import energy_meter
 from vlmopt.core.manifest import MANIFEST, GateEntry, Manifest, sha256_of
 from vlmopt.emit import emit_program
 from vlmopt.emit.configuration import copy_processor
@@ -31,6 +32,7 @@ from vlmopt.rundir import (
 )
 from vlmopt.tasks.kinds.zero_shot_image_classification import prompts
 from vlmopt.tasks.specification import TaskKind
+from vlmopt.verify.loading import check_loading
 from vlmopt.verify.parity import Gate, Recorded, check_file
 from vlmopt.workflow.budgeting import resource_gates
 from vlmopt.workflow.checking_genai import check_genai_graphs
@@ -87,6 +89,12 @@ def _measure(state: RunState, evidence: Evidence) -> None:
     timings = time_components(state, evidence.files, originals, original_folder=folder)
     evidence.latency_ms, evidence.n_threads = timings.rows, timings.n_threads
     evidence.quietest_us = timings.quietest_us
+    evidence.energy = energy_meter().note
+    per_call = {
+        name: {side: row[side] and row[side]["joules"] for side in ("original", "optimized")}
+        for name, row in timings.rows.items()
+    }
+    state.ledger.note("energy", evidence.energy, joules=per_call)
     evidence.size_bytes = {
         "original": graphs_bytes(folder, originals),
         "optimized": graphs_bytes(state.run.partial, evidence.files),
@@ -135,6 +143,8 @@ def _check_files(state: RunState, files: Files, held: Switchable, tolerances: di
             title = f"{file} equals the program"
             gates.append(check_file(title, state.run.path(file), kind, cases, dtype=dtype, limit=limit))
         if "onnx" in files[name]:
+            file = files[name]["onnx"]
+            gates.append(check_loading(f"{file} loads in ONNX Runtime without a warning", state.run.path(file)))
             gates += check_quantized_layers(component, cases, opset=state.recipe.opset)
     program = state.optimized
     claim = "equals the program"

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vlmopt.core.contract import Pass
 from vlmopt.core.errors import PlanError, RecipeError
+from vlmopt.core.facts import QUANTIZED
 from vlmopt.core.program import Program
 from vlmopt.devices.document import read_device_profile
 from vlmopt.profiling.document import read_profile
 from vlmopt.recipe.schema import PassStep, Recipe
+from vlmopt.rewrite.pipeline import StepResult
+from vlmopt.runtime.kernels import lacking
 
 # The option of a pass that names its sites, where the planner may choose them.
 CUT_OPTIONS = {"skip-branches": "branches", "skip-layers": "layers"}
@@ -19,7 +23,8 @@ def refuse_early(recipe: Recipe) -> None:
     """Looks at what the recipe alone can tell.
 
     Raises:
-        RecipeError: a budget without a task to measure it on; training in half precision.
+        RecipeError: a budget without a task to measure it on; training in half precision; a precision that the runtime
+            has no kernels for.
         PlanError: a lossy pass with neither a budget nor named sites.
         ProfileError: the profile cannot be read.
     """
@@ -36,6 +41,13 @@ def refuse_early(recipe: Recipe) -> None:
     if recipe.recovery.trains and recipe.dtype != "float32":
         found = f"trains weights in {recipe.dtype}, in which small steps are lost"
         raise RecipeError("recovery", found, expected="dtype: float32", remedy="leave --dtype out, or --recover head")
+    if lacks := lacking(recipe.dtype):
+        found = f"ONNX Runtime has no {lacks[0]} of {recipe.dtype} on a CPU, so no graph could be checked or timed"
+        remedy = (
+            "leave --dtype out; to store weights so and compute in float32, "
+            "add the pass quantize-weights with bits: 16 and half: bfloat16"
+        )
+        raise RecipeError("dtype", found, expected="float32 or float16", remedy=remedy)
     if recipe.profile.file is not None:
         read_profile(Path(recipe.profile.file))
     if recipe.device_profile is not None:  # of another device as often as not, and so of another runtime
@@ -63,6 +75,21 @@ def refuse_recovery(recipe: Recipe, program: Program) -> None:
     if recovery.trains and (recovery.distillation > 0 or recovery.feature_distillation > 0):
         found = f"distils classes or embeddings, and {architecture} writes text"
         raise RecipeError("recovery", found, expected="distillation: 0", remedy=remedy)
+
+
+def refuse_idle_quantization(pass_: Pass, result: StepResult) -> None:
+    """Looks at what a quantization found to do: who asks for one and gets a float artifact must be told.
+
+    Raises:
+        PlanError: it has no site, with the first of its reasons.
+    """
+    if QUANTIZED not in pass_.produces or result.plan.sites:
+        return
+    refusals = result.plan.refusals
+    why = f"{refusals[0].name} {refusals[0].reason}" if refusals else "the model has no such layers"
+    more = f", and {len(refusals) - 1} more are refused" if len(refusals) > 1 else ""
+    place = f"step {result.step} {result.name}"
+    raise PlanError(place, f"has nothing to quantize: {why}{more}", remedy="change its options, or leave it out")
 
 
 def _leaves_the_choice(step: PassStep) -> bool:

@@ -80,6 +80,7 @@ def _result_section(state: RunState, evidence: Evidence) -> dict[str, Any]:
             "optimized": program_cost(state.optimized).as_dict(),
         },
         "latency_ms": evidence.latency_ms,
+        "energy": evidence.energy,
         "size_bytes": evidence.size_bytes or None,
     }
 

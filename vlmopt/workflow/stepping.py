@@ -21,6 +21,7 @@ from vlmopt.workflow.choosing_edits import choose_among
 from vlmopt.workflow.letting_through import let_through
 from vlmopt.workflow.measuring import note_gates, note_mixtures
 from vlmopt.workflow.recovering import lost_too_much, recovered, rounds, trains_after, tuned
+from vlmopt.workflow.refusing import refuse_idle_quantization
 from vlmopt.workflow.requested import requested_statistics
 from vlmopt.workflow.run_state import RunState
 from vlmopt.workflow.together import begins_together, plan_together
@@ -93,6 +94,7 @@ def _run_once(
                 observers=observers,
                 time_limit_s=time_limit_s,
             )
+            refuse_idle_quantization(pass_, result)
             steps.append(result)
             _note(state, result)
             hold_to_promise(state, program, result)

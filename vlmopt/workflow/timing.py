@@ -158,6 +158,7 @@ def _milliseconds(latency: Latency) -> dict[str, Any]:
         "median_ms": latency.median_ms,
         "p10_ms": latency.p10_ms,
         "p90_ms": latency.p90_ms,
+        "joules": latency.joules,
         "samples_ms": [round(value, 6) for value in latency.samples_ms],  # the clock's own nanoseconds
     }
 

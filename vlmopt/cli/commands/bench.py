@@ -20,7 +20,7 @@ from vlmopt.cli.display import make_progress, show, show_json
 @options.common
 @click.pass_context
 def command(ctx: click.Context, /, path: Path, runs: int, *, threads: int | None, is_json: bool) -> None:
-    """Measure the latency of an artifact on this machine.
+    """Measure the latency of an artifact on this machine, and its energy where the machine lets it be read.
 
     \b
     Example: vlmopt bench out --runs 100 --threads 1
@@ -36,11 +36,20 @@ def command(ctx: click.Context, /, path: Path, runs: int, *, threads: int | None
 
 def _show(found: Mapping[str, Any]) -> None:
     from vlmopt.report import Table, table_renderables
-    from vlmopt.report.tables import count
+    from vlmopt.report.quantities import count, energy
 
+    has_energy = any(row["joules"] is not None for row in found["components"].values())
     rows = tuple(
-        (name, row["file"], count(row["size_bytes"]), *(f"{row[key]:.2f}" for key in ("median_ms", "p10_ms", "p90_ms")))
+        (
+            name,
+            row["file"],
+            count(row["size_bytes"]),
+            *(f"{row[key]:.2f}" for key in ("median_ms", "p10_ms", "p90_ms")),
+            *((energy(row["joules"]),) if has_energy else ()),
+        )
         for name, row in found["components"].items()
     )
     columns = ("component", "file", "size (B)", "median (ms)", "10 % (ms)", "90 % (ms)")
-    show(*table_renderables(Table("Latency of one sample", columns, rows, n_text_columns=2)))
+    columns_shown = (*columns, "energy") if has_energy else columns
+    note = f"{found['energy'][0].upper()}{found['energy'][1:]}."
+    show(*table_renderables(Table("Latency of one sample", columns_shown, rows, n_text_columns=2, note=note)))
