@@ -52,6 +52,7 @@ from vlmopt.workflow.answering import program_outputs
 
 TASKS = ("style", "meaning", "retrieval")
 THREADS, ROUNDS, SECONDS = (1, 2), 6, 0.4  # seconds of calls a turn
+FEW_ROUNDS = 2  # of a quick trial
 N_COMPARED = 64  # pictures on which rows of the original's function are compared with it
 MAX_DROP = 1.0  # points
 Record = dict[str, Any]
@@ -305,7 +306,12 @@ if __name__ == "__main__":
     parser.add_argument("--measure", action="store_true", help="measure as well, and print; nothing is committed")
     options = parser.parse_args()
     if options.measure:
-        print(json.dumps(figures(options.task, n_samples=options.samples), indent=1))
+        print(
+            json.dumps(
+                figures(options.task, n_samples=options.samples, rounds=ROUNDS if options.samples is None else 2),
+                indent=1,
+            )
+        )
     else:
         chosen = given(options.task, n_samples=options.samples)
         records_of(chosen, folder_of(chosen))
