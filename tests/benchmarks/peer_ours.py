@@ -52,12 +52,17 @@ RECOVERY: Mapping[str, dict[str, Any]] = {
     "retrieval": {**towers.OWN_LEVELS["retrieval"]["weights"], "headroom": 40.0},
 }
 CUTTING = ("canonicalize", "skip-branches", "fold-constants")
+SCALING = [step.name for step in QUANTIZATIONS["int8"][0] if step.name != "quantize-int8"]
 ROUNDING = frozenset(step.name for step in QUANTIZATIONS["int8"][0])
 FEWEST_HALVINGS = 12
 
 
 def recipes_of(row: str, one: Given) -> list[Recipe]:
-    """What is tried for a row, in order; for the cut alone what `ours` chose, without what rounds it."""
+    """What is tried for a row, in order.
+
+    For the cut alone that is what `ours` chose without what rounds it, and for int8 alone every layer, so that neither
+    searches.
+    """
     if row == "ours_skip":
         chosen = load_recipe(artifact("ours", one)[0] / RECIPE)
         return [
@@ -70,8 +75,8 @@ def recipes_of(row: str, one: Given) -> list[Recipe]:
         "verify": {"max_drop_gate": False},  # what is lost is a figure here
     }
     if row == "ours_int8":
-        plain = Recipe.model_validate({**base, "passes": EXACT_PASSES, "budgets": {"max_drop": MAX_DROP}})
-        return [with_quantization(plain, "int8")]
+        every = {"quantize-int8": {"modules": [f"{TOWER}/*"]}}
+        return [Recipe.model_validate({**base, "passes": ["canonicalize", *SCALING, every, "fold-constants"]})]
     found = [
         Recipe.model_validate(
             {
