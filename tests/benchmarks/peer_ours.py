@@ -31,10 +31,11 @@ from vlmopt.graph.branches import find_branches
 from vlmopt.graph.costing import program_cost
 from vlmopt.graph.narrowing import narrowed, shape_only
 from vlmopt.graph.widths import Group
-from vlmopt.recipe import Recipe, with_quantization
+from vlmopt.recipe import QUANTIZATIONS, Recipe, load_recipe, with_quantization
 from vlmopt.recipe.schema import EXACT_PASSES
 from vlmopt.registry import make_pass
 from vlmopt.rewrite.pipeline import clone_program, run_step
+from vlmopt.rundir import RECIPE
 from vlmopt.tuning.closed_form import recover_heads
 from vlmopt.workflow.optimizing import set_up
 from vlmopt.workflow.recovering import tuned
@@ -51,11 +52,22 @@ RECOVERY: Mapping[str, dict[str, Any]] = {
     "retrieval": {**towers.OWN_LEVELS["retrieval"]["weights"], "headroom": 40.0},
 }
 CUTTING = ("canonicalize", "skip-branches", "fold-constants")
+SCALING = [step.name for step in QUANTIZATIONS["int8"][0] if step.name != "quantize-int8"]
+ROUNDING = frozenset(step.name for step in QUANTIZATIONS["int8"][0])
 FEWEST_HALVINGS = 12
 
 
 def recipes_of(row: str, one: Given) -> list[Recipe]:
-    """What is tried for a row, in order."""
+    """What is tried for a row, in order.
+
+    For the cut alone that is what `ours` chose without what rounds it, and for int8 alone every layer, so that neither
+    searches.
+    """
+    if row == "ours_skip":
+        chosen = load_recipe(artifact("ours", one)[0] / RECIPE)
+        return [
+            chosen.model_copy(update={"passes": tuple(step for step in chosen.passes if step.name not in ROUNDING)})
+        ]
     base = {
         "model": str(one.opened.folder),
         "task": str(one.bound.task.path),
@@ -63,8 +75,8 @@ def recipes_of(row: str, one: Given) -> list[Recipe]:
         "verify": {"max_drop_gate": False},  # what is lost is a figure here
     }
     if row == "ours_int8":
-        plain = Recipe.model_validate({**base, "passes": EXACT_PASSES, "budgets": {"max_drop": MAX_DROP}})
-        return [with_quantization(plain, "int8")]
+        every = {"quantize-int8": {"modules": [f"{TOWER}/*"]}}
+        return [Recipe.model_validate({**base, "passes": ["canonicalize", *SCALING, every, "fold-constants"]})]
     found = [
         Recipe.model_validate(
             {
@@ -76,7 +88,7 @@ def recipes_of(row: str, one: Given) -> list[Recipe]:
         )
         for macs in BUDGETS[one.task]
     ]
-    return [with_quantization(each, "int8") for each in found] if row == "ours" else found
+    return [with_quantization(each, "int8") for each in found]
 
 
 def recovery_of(one: Given) -> dict[str, Any]:

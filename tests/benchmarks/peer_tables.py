@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tests.benchmarks.peer_figures import ASKED, TASKS
 from tests.benchmarks.peer_rows import PINNED, ROWS
-from tests.benchmarks.peers import ASKED, TASKS
 
 Figures = Mapping[str, float]
 Notes = Mapping[str, str]

@@ -21,7 +21,6 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +28,8 @@ from torch import Tensor
 
 from tests.benchmarks import towers
 from tests.benchmarks.cutting import SEED
+from tests.benchmarks.frame import is_prepared
+from tests.benchmarks.peer_figures import MAX_DROP, TASKS, Record, as_figures, fastest, ours_of
 from tests.benchmarks.peer_ours import artifact, macs_of, pruned
 from tests.benchmarks.peer_rows import ROWS, Row, RowError, Workers, called, converted, last_line, size_bytes
 from tests.benchmarks.peer_towers import (
@@ -50,11 +51,9 @@ from vlmopt.verify.parity import OPENERS, difference
 from vlmopt.verify.statistics import paired_difference
 from vlmopt.workflow.answering import program_outputs
 
-TASKS = ("style", "meaning", "retrieval")
 THREADS, ROUNDS, SECONDS = (1, 2), 6, 0.4  # seconds of calls a turn
+FEW_ROUNDS = 2  # of a quick trial
 N_COMPARED = 64  # pictures on which rows of the original's function are compared with it
-MAX_DROP = 1.0  # points
-Record = dict[str, Any]
 
 
 def parts() -> Mapping[str, Callable[[], dict[str, float | str]]]:
@@ -63,7 +62,9 @@ def parts() -> Mapping[str, Callable[[], dict[str, float | str]]]:
 
 
 def figures(task: str, *, n_samples: int | None = None, rounds: int = ROUNDS) -> dict[str, float | str]:
-    """Everything about a task: made where it is not kept, and measured."""
+    """Everything about a task: made where it is not kept, and measured; nothing where the example cannot be fetched."""
+    if not is_prepared():
+        return {}
     one = given(task, n_samples=n_samples)
     folder = folder_of(one)
     records = records_of(one, folder)
@@ -213,85 +214,15 @@ def timed(rows: list[Row], folder: Path, rounds: int) -> dict[str, Record]:
     return found
 
 
-def latency_ms(record: Record) -> float:
-    """On one thread, by the process's own clock, in the quietest round."""
-    return float(min(record["cpu_ms_1"]))
-
-
-def ours_of(records: Mapping[str, Record]) -> str | None:
-    """The fastest row of ours within a point of the original; without one, the fastest."""
-    return _fastest(records, is_ours=True, most=MAX_DROP) or _fastest(records, is_ours=True)
-
-
-def _fastest(records: Mapping[str, Record], *, is_ours: bool, most: float | None = None) -> str | None:
-    names = [row.name for row in ROWS if row.is_ours == is_ours and "error" not in records.get(row.name, {"error": ""})]
-    within = [name for name in names if most is None or records[name]["drop_points"] <= most]
-    return min(within, key=lambda name: latency_ms(records[name]), default=None)
-
-
 def shares(records: Mapping[str, Record], folder: Path) -> dict[str, dict[str, float]]:
     """Percent of the time by type of operation, by the runtime's profiler: of ours and of the best peer."""
     found = {}
-    for name in (ours_of(records), _fastest(records, is_ours=False, most=MAX_DROP)):
+    for name in (ours_of(records), fastest(records, is_ours=False, most=MAX_DROP)):
         row = next((row for row in ROWS if row.name == name), None)
         if row is not None and row.runtime in ("onnxruntime", "openvino"):
             us = called("operations", row, folder, folder / "sample.npy")["us"]
             found[row.name] = {kind: 100 * value / sum(us.values()) for kind, value in us.items()}
     return found
-
-
-KEPT = (
-    "points",
-    "drop_points",
-    "low95",
-    "high95",
-    "bytes",
-    "peak_bytes",
-    "conversion_s",
-    "macs",
-    "departure",
-    "n_test",
-)
-
-
-def as_figures(
-    task: str, records: Mapping[str, Record], profiles: Mapping[str, Mapping[str, float]]
-) -> dict[str, float | str]:
-    """All that is known of a task by name; what a peer said that failed, and names, as texts."""
-    found: dict[str, float | str] = {}
-    for name, record in records.items():
-        if "error" in record:
-            found[f"{task}_{name}_error"] = record["error"]
-            continue
-        found |= {f"{task}_{name}_{key}": float(record[key]) for key in KEPT if key in record}
-        found[f"{task}_{name}_made"] = record["date"]
-        columns = {"ms": "cpu_ms_1", "wall_ms": "wall_ms_1", "ms_2_threads": "wall_ms_2"}
-        for key, column in columns.items():
-            found[f"{task}_{name}_{key}"] = min(record[column])
-            found[f"{task}_{name}_{key}_spread"] = max(record[column]) - min(record[column])
-    for name, kinds in profiles.items():
-        found |= {f"{task}_{name}_share_{kind}": value for kind, value in kinds.items()}
-    return found | _compared(task, records)
-
-
-def _compared(task: str, records: Mapping[str, Record]) -> dict[str, float | str]:
-    """Ours against the fastest peer within a point, and against the fastest of all."""
-    ours, found = ours_of(records), dict[str, float | str]()
-    for words, most in (("best_peer", MAX_DROP), ("fastest_peer", None)):
-        peer = _fastest(records, is_ours=False, most=most)
-        if ours is not None and peer is not None:
-            found[f"{task}_{words}"] = peer
-            found[f"{task}_speedup_over_{words}"] = latency_ms(records[peer]) / latency_ms(records[ours])
-    if ours is not None:
-        found[f"{task}_ours"], found[f"{task}_drop_of_ours"] = ours, float(records[ours]["drop_points"])
-        if "error" not in records["ort_fp32"]:
-            found[f"{task}_size_ratio"] = records["ort_fp32"]["bytes"] / records[ours]["bytes"]
-    if task == "style" and "style_size_ratio" in found:
-        found["size_ratio"] = found["style_size_ratio"]
-    return found
-
-
-ASKED = (*(f"{task}_speedup_over_best_peer" for task in TASKS), "size_ratio")  # of results/device.json
 
 
 def _now() -> str:
@@ -305,7 +236,12 @@ if __name__ == "__main__":
     parser.add_argument("--measure", action="store_true", help="measure as well, and print; nothing is committed")
     options = parser.parse_args()
     if options.measure:
-        print(json.dumps(figures(options.task, n_samples=options.samples), indent=1))
+        print(
+            json.dumps(
+                figures(options.task, n_samples=options.samples, rounds=ROUNDS if options.samples is None else 2),
+                indent=1,
+            )
+        )
     else:
         chosen = given(options.task, n_samples=options.samples)
         records_of(chosen, folder_of(chosen))

@@ -14,6 +14,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.benchmarks import peer_tables, peers
+from tests.benchmarks.peer_figures import ASKED, as_figures
 from tests.benchmarks.peer_making_apart import item_scores
 from tests.benchmarks.peer_ours import share_at
 from tests.benchmarks.peer_rows import PINNED, Row, RowError, Workers, answer, called, size_bytes
@@ -43,7 +44,7 @@ MEASURED = {
 
 
 def test_the_best_peer_is_the_fastest_that_loses_no_more_than_a_point() -> None:
-    found = peers.as_figures("style", MEASURED, {"ours": {"MatMul": 75.0}})
+    found = as_figures("style", MEASURED, {"ours": {"MatMul": 75.0}})
     assert found["style_ours"] == "ours"  # the faster one loses more than a point
     assert found["style_best_peer"] == "ort_int8"
     assert found["style_fastest_peer"] == "nncf_int8"
@@ -53,7 +54,7 @@ def test_the_best_peer_is_the_fastest_that_loses_no_more_than_a_point() -> None:
     assert found["style_ort_int8_ms_spread"] == pytest.approx(1.0)
     assert found["style_olive_error"] == "ValueError: no | pipes"
     assert "style_olive_ms" not in found
-    assert "size_ratio" not in peers.as_figures("meaning", MEASURED, {})
+    assert "size_ratio" not in as_figures("meaning", MEASURED, {})
 
 
 def result_of(found: dict[str, float | str]) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def result_of(found: dict[str, float | str]) -> dict[str, Any]:
 
 
 def test_the_table_has_every_row_and_what_a_peer_said_that_did_not_run() -> None:
-    table = peer_tables.as_table(result_of(peers.as_figures("style", MEASURED, {"ours": {"MatMul": 75.0}})))
+    table = peer_tables.as_table(result_of(as_figures("style", MEASURED, {"ours": {"MatMul": 75.0}})))
     rows = [line for line in table.splitlines() if line.startswith("| ")]
     assert "| Olive: fusions, dynamic int8 | did not run: ValueError: no / pipes |" in table
     assert "the best peer within a point, ONNX Runtime dynamic int8 | 6.00 | at least 4 |" in table
@@ -78,7 +79,7 @@ def test_the_table_has_every_row_and_what_a_peer_said_that_did_not_run() -> None
 
 def test_the_figures_of_the_latency_model_stay_beside_those_of_the_peers() -> None:
     device = {"figures": {"latency_mae_percent": 1.0}, "measured": {"latency-model": "then", "peers, style": "before"}}
-    found = peer_tables.merged(device, result_of(peers.as_figures("style", MEASURED, {})))
+    found = peer_tables.merged(device, result_of(as_figures("style", MEASURED, {})))
     assert found["figures"] == {
         "latency_mae_percent": 1.0,
         "style_speedup_over_best_peer": pytest.approx(6.0),
@@ -160,4 +161,4 @@ def test_what_is_committed_is_one_table_and_what_device_json_is_asked_for() -> N
     )
     assert (RESULTS / "peers.md").read_text(encoding="utf-8") == peer_tables.as_table(result)
     assert device == peer_tables.merged(device, result)
-    assert set(peers.ASKED) <= set(device["figures"])
+    assert set(ASKED) <= set(device["figures"])
