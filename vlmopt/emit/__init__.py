@@ -14,6 +14,7 @@ from vlmopt.emit.genai_graphs import runs_in_genai, write_genai_graphs
 from vlmopt.emit.manifest import build_manifest, write_manifest
 from vlmopt.emit.onnx_file import DEFAULT_OPSET, EXTERNAL_FROM_BYTES, SharedWeights, emit_onnx
 from vlmopt.emit.pt2_file import emit_pt2
+from vlmopt.emit.tied_tables import shared_tensors, with_shared_tables
 from vlmopt.emit.torchscript_file import emit_torchscript
 from vlmopt.emit.written import EmittedFile
 from vlmopt.graph.assembled import DECODER, EMBEDDING
@@ -64,6 +65,7 @@ def emit_program(
     unknown = [name for name in formats if name not in SUFFIXES]
     if unknown:
         raise EmitError("emit", f"unknown format {unknown[0]!r}", expected=f"one of {', '.join(SUFFIXES)}")
+    program = with_shared_tables(program)
     shared = SharedWeights(_shared_addresses(program), replaceable=_addresses(program, replaceable))
     is_for_genai = "onnx" in formats and runs_in_genai(program)
     apart = (EMBEDDING, DECODER) if is_for_genai else ()  # their weights, for genai's graphs read the same files
@@ -96,7 +98,8 @@ def _shared_addresses(program: Program) -> frozenset[int]:
     """Where the weights lie that two components or more read."""
     counts = Counter[int]()
     for component in program.components.values():
-        counts.update({weight.data_ptr() for weight in component.graph.parameters() if weight.numel()})
+        weights = [*component.graph.parameters(), *shared_tensors(component)]
+        counts.update({weight.data_ptr() for weight in weights if weight.numel()})
     return frozenset(address for address, n in counts.items() if n > 1)
 
 

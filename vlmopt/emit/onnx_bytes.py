@@ -20,7 +20,7 @@ import torch
 
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
 _ALIGNMENT_BYTES = 4096  # a page, so that a runtime can map the weights
-_SMALL_BYTES = 1024  # smaller tensors stay in the graph file: shapes must be known without the data file
+SMALL_BYTES = 1024  # smaller tensors stay in the graph file: shapes must be known without the data file
 
 
 def detach_weights(model: ir.Model) -> tuple[onnx.ModelProto, list[ir.Value]]:
@@ -85,7 +85,7 @@ def write_with_data_file(
     with data_path.open("wb") as stream:
         for value in values:
             tensor = _header(value)
-            if _raw_bytes(value) < _SMALL_BYTES and address(value) not in apart:
+            if _raw_bytes(value) < SMALL_BYTES and address(value) not in apart:
                 tensor.raw_data = _tensor(value).tobytes()
             else:
                 stream.write(b"\0" * (-stream.tell() % _ALIGNMENT_BYTES))
