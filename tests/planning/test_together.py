@@ -21,6 +21,7 @@ from vlmopt.planning.together import (
     plan_of,
     saved_by,
     solved,
+    stepped_back,
     variants_of,
     without_kind,
 )
@@ -200,3 +201,27 @@ def test_what_goes_next_costs_least_for_its_time() -> None:
     prices = [one.loss({}) / one.saves["latency"] for one in ranked]
     assert prices == sorted(prices)
     assert len({one.places for one in ranked}) == 3
+
+
+def test_a_plan_steps_back_where_it_loses_most_for_what_it_saves() -> None:
+    variants = _variants(3, 5)
+    cuts = [one for one in variants if one.options[0].kind == "cut"]
+    worst = max(cuts, key=lambda one: one.loss({}))
+    left = stepped_back(cuts, variants, {}, "latency")
+    assert worst not in left
+    assert {one.name for one in cuts if one is not worst} <= {one.name for one in left}
+    assert saved_by(left, "latency") < saved_by(cuts, "latency")
+
+
+def test_what_harms_on_more_items_is_given_back_and_the_rest_stays() -> None:
+    search = _search(1.0)
+    search.run({"nothing": []})
+    first = search.ranked()[0]
+    harmful = max(first.variants, key=lambda one: one.loss(search.factors) / one.saves["latency"])
+
+    def on_more(plan: Plan) -> Measurement:
+        return Measurement(9.0 if plan_of([harmful]) <= plan else 0.5, 0.0)
+
+    held, _ = confirmed(search, on_more)
+    assert not plan_of([harmful]) <= held[0].plan
+    assert held[0].saved("latency") >= first.saved("latency") - harmful.saves["latency"]

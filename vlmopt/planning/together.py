@@ -206,4 +206,24 @@ def next_to_go(tried: Tried, variants: Sequence[Variant], factors: Factors, reso
     return [variant for _, variant in sorted(ranked.values(), key=lambda pair: pair[0])]
 
 
+def stepped_back(
+    taken: Sequence[Variant], variants: Sequence[Variant], factors: Factors, resource: str
+) -> tuple[Variant, ...]:
+    """A plan with one place at its next milder variant, or left alone: where most loss goes for the least saving."""
+    milder: list[tuple[float, Variant, Variant | None]] = []
+    for one in taken:
+        lost, saved = one.loss(factors), one.saves.get(resource, 0.0)
+        others: list[Variant | None] = [None]
+        others += [v for v in variants if v.places == one.places and v.saves.get(resource, 0.0) < saved]
+        for other in others:
+            less = lost - (0.0 if other is None else other.loss(factors))
+            given = saved - (0.0 if other is None else other.saves.get(resource, 0.0))
+            milder.append((less / max(given, 1e-9), one, other))
+    if not milder:
+        return ()
+    _, gone, instead = max(milder, key=lambda step: step[0])
+    left = tuple(one for one in taken if one is not gone)
+    return left if instead is None else (*left, instead)
+
+
 Measure = Callable[[Plan], Measurement]

@@ -24,12 +24,14 @@ from vlmopt.planning.together import (
     plan_of,
     saved_by,
     solved,
+    stepped_back,
 )
 
 N_LEVELS = 16  # of saving, from nothing to all that there is; halving looks at four of them
 N_ROUNDS = 2  # of levels, each between the best plan within the bound and the next beyond it
 N_MORE = 4  # single changes of the best plan that are tried at last
 N_FINALISTS = 3
+N_GIVEN_BACK, N_STEPS_BACK = 2, 4  # of so many plans that do not hold on more items so many edits are given back
 
 
 @dataclass
@@ -175,25 +177,46 @@ class TogetherSearch:
 def confirmed(search: TogetherSearch, measure: Measure) -> tuple[list[Tried], list[str]]:
     """The best few measured on more items, those that hold, the best first; and what did not go straight.
 
+    From a plan that does not hold what loses most for the time that it saves is given back, until the rest does.
+
     Raises:
         PlanError: no plan meets the budgets.
     """
     held: list[Tried] = []
-    fallen = 0
+    n_fallen = 0
     for one in search.ranked():
         found = Tried(one.origin, one.variants, measure(one.plan))
-        if search.is_within(found.measurement):
-            held.append(found)
-        else:
-            fallen += 1
+        if not search.is_within(found.measurement):
+            n_fallen += 1
+            less = _given_back(search, found, measure) if n_fallen <= N_GIVEN_BACK else None
+            if less is None:
+                continue
+            found = less
+        held.append(found)
         if len(held) == N_FINALISTS:
             break
     if not held and search.needs:
         raise _unmet(search)
     if search.needs:
         held.sort(key=lambda one: one.measurement.rank)
-    notes = [f"{fallen} better-looking plans did not hold on more items"] if fallen else []
+    else:
+        held.sort(key=lambda one: -one.saved(search.resource))
+    notes = [f"{n_fallen} better-looking plans did not hold on more items"] if n_fallen else []
     return held, notes
+
+
+def _given_back(search: TogetherSearch, fallen: Tried, measure: Measure) -> Tried | None:
+    """What is left of a plan that holds; None where little was given back and it still does not."""
+    variants = fallen.variants
+    for _ in range(N_STEPS_BACK):
+        variants = stepped_back(variants, search.variants, search.factors, search.resource)
+        if not variants or not search.fits(variants):
+            return None
+        found = Tried("given back", variants, measure(plan_of(variants)))
+        search.tried.append(found)
+        if search.is_within(found.measurement):
+            return found
+    return None
 
 
 def _unmet(search: TogetherSearch) -> PlanError:
