@@ -11,7 +11,7 @@ from typing import Any
 from vlmopt.core.contract import Pass, Plan
 from vlmopt.core.errors import PlanError
 from vlmopt.core.program import Program
-from vlmopt.devices.document import read_device_profile
+from vlmopt.devices.document import DeviceProfile, read_device_profile
 from vlmopt.planning.cuts import Choice, Measurement, Trial
 from vlmopt.planning.together import (
     Measure,
@@ -64,45 +64,62 @@ def plan_together(state: RunState, program: Program, passes: Sequence[Pass]) -> 
 
 def _planned(state: RunState, bound: OpenedTask, program: Program, passes: Sequence[Pass]) -> Recipe:
     steps = open_steps(state, program, passes)
-    place = state.recipe.device_profile
-    device = None if place is None else read_device_profile(Path(place), allow_other_runtime=True)
     with state.progress.stage(f"what {sum(len(step.sites) for step in steps)} sites of {len(steps)} passes do"):
-        effects = effects_of(state, program, steps, device)
+        effects = effects_of(state, program, steps, _device(state))
     for line in effects.left_out:
         state.progress.message(f"plan: {line}")
     variants = variants_of(effects.options, effects.wholes)
-    judge, final = (Judge(state, bound, n) for n in (SAMPLES if program.generation is None else WRITING_SAMPLES))
-    plans = MeasuredPlans(state, bound, program, steps)
-    shrink = (judge.n_items / final.n_items) ** 0.5
-
-    def on_few(plan: Edits) -> Measurement:
-        """With the error that the same drop would have on all items: what is passed on is measured there anyway."""
-        with state.progress.stage(f"a plan of {len(plan)} sites"):
-            found = plans.measured(judge, plan, lambda: program_behind(state, program, steps, plan))
-        return replace(found, standard_error=found.standard_error * shrink)
-
-    def on_more(plan: Edits) -> Measurement:
-        return plans.measured(final, plan, lambda: program_behind(state, program, steps, plan))
-
-    drop = state.recipe.budgets.drop
-    points = judge.reference_points if drop is not None and drop.is_relative else 100.0
-    max_drop = None if drop is None else drop.resolve(points) + state.headroom
-    folded = folded_components(state.recipe, program)
-    needs = {name: need for name, need in needs_of(state, program, effects.times_us, folded=folded).items() if need > 0}
+    meter = _Meter(state, bound, program, steps)
     seeds = _seeds(state, bound, program, steps, variants)
 
     def searched(needs: Mapping[str, float]) -> tuple[TogetherSearch, list[Tried], list[str]]:
-        search = TogetherSearch(variants, on_few, "latency", max_drop, needs)
+        search = TogetherSearch(variants, meter.on_few, "latency", meter.max_drop, needs)
         search.run(seeds)
-        held, notes = confirmed(search, on_more)
+        held, notes = confirmed(search, meter.on_more)
         return search, held, notes
 
+    folded = folded_components(state.recipe, program)
+    needs = {name: need for name, need in needs_of(state, program, effects.times_us, folded=folded).items() if need > 0}
     search, held, notes = tightened(state, program, steps, needs, effects, searched, folded=folded)
     held = fastest_first(state, program, steps, held, folded=folded)
     chosen = held[0] if held else Tried("nothing", (), Measurement(0.0, 0.0))
-    _keep(state, search, chosen, final.n_items, max_drop, notes)
-    state.together = _told(search, chosen, effects, variants, on_more)
+    _keep(state, search, chosen, meter.n_items, meter.max_drop, notes)
+    state.together = _told(search, chosen, effects, variants, meter.on_more)
     return resolved(state.recipe, steps, chosen.plan)
+
+
+def _device(state: RunState) -> DeviceProfile | None:
+    place = state.recipe.device_profile
+    return None if place is None else read_device_profile(Path(place), allow_other_runtime=True)
+
+
+class _Meter:
+    """Measures plans on few items, and on more of them, each behind the steps that would run."""
+
+    def __init__(self, state: RunState, bound: OpenedTask, program: Program, steps: Sequence[OpenStep]) -> None:
+        self._state, self._program, self._steps = state, program, steps
+        counts = SAMPLES if program.generation is None else WRITING_SAMPLES
+        self._few, self._more = (Judge(state, bound, n) for n in counts)
+        self._plans = MeasuredPlans(state, bound, program, steps)
+        self.n_items = self._more.n_items
+        drop = state.recipe.budgets.drop
+        points = self._few.reference_points if drop is not None and drop.is_relative else 100.0
+        self.max_drop = None if drop is None else drop.resolve(points) + state.headroom
+
+    def on_few(self, plan: Edits) -> Measurement:
+        """With the error that the same drop would have on all items: what is passed on is measured there anyway."""
+        found = self._measured(self._few, plan)
+        shrink = (self._few.n_items / self.n_items) ** 0.5
+        return replace(found, standard_error=found.standard_error * shrink)
+
+    def on_more(self, plan: Edits) -> Measurement:
+        return self._measured(self._more, plan)
+
+    def _measured(self, judge: Judge, plan: Edits) -> Measurement:
+        with self._state.progress.stage(f"a plan of {len(plan)} sites"):
+            return self._plans.measured(
+                judge, plan, lambda: program_behind(self._state, self._program, self._steps, plan)
+            )
 
 
 def _seeds(
