@@ -20,10 +20,12 @@ from vlmopt.cli.display import make_progress, show, show_json
 @options.common
 @click.pass_context
 def command(ctx: click.Context, /, path: Path, runs: int, *, threads: int | None, is_json: bool) -> None:
-    """Measure the latency of an artifact on this machine, and its energy where the machine lets it be read.
+    """Measure the latency of an artifact on this machine.
 
     \b
     Example: vlmopt bench out --runs 100 --threads 1
+
+    Joules per call, those of the whole package, stand beside it where the machine lets them be read.
     """
     from vlmopt import workflow
 
