@@ -214,7 +214,7 @@ def _told(
     return {
         "origin": chosen.origin,
         "whole_us": whole_us,
-        "predicted_us": whole_us - saved_by(chosen.variants, "latency"),
+        "predicted_us": max(0.0, whole_us - saved_by(chosen.variants, "latency")),  # times of parts are noisy
         "kinds": kinds,
         "next": [
             {
