@@ -20,21 +20,19 @@ from tests.benchmarks import towers
 from tests.benchmarks.cutting import SEED, state_of
 from tests.benchmarks.peer_rows import RowError
 from tests.benchmarks.peer_towers import TOWER, Given
-from tests.benchmarks.width import FINDING, by_magnitude, n_kept
+from tests.benchmarks.width import by_magnitude, n_kept, with_widths
 from vlmopt import workflow
 from vlmopt.core.contract import Context
 from vlmopt.core.errors import VlmoptError
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Silent
 from vlmopt.emit import emit_program
-from vlmopt.graph.branches import find_branches
 from vlmopt.graph.costing import program_cost
-from vlmopt.graph.narrowing import narrowed, shape_only
-from vlmopt.graph.widths import Group
+from vlmopt.graph.narrowing import shape_only
 from vlmopt.recipe import QUANTIZATIONS, Recipe, load_recipe, with_quantization
 from vlmopt.recipe.schema import EXACT_PASSES
 from vlmopt.registry import make_pass
-from vlmopt.rewrite.pipeline import clone_program, run_step
+from vlmopt.rewrite.pipeline import run_step
 from vlmopt.rundir import RECIPE
 from vlmopt.tuning.closed_form import recover_heads
 from vlmopt.workflow.optimizing import set_up
@@ -176,12 +174,5 @@ def share_at(program: Program, macs: int) -> float:
 
 def _macs_at(program: Program, share: float) -> int:
     """What a share would take: the first units of every group, no weights."""
-    made = clone_program(program)
-    for name in list(made.components):
-        for branch in find_branches(made.components[name].graph):
-            component = made.components[name]
-            group = FINDING[branch.kind](made, component, branch) if branch.kind in FINDING else None
-            if isinstance(group, Group):
-                kept = range(n_kept(share, group))
-                made.components[name] = narrowed(component, group, list(kept), taking=shape_only)
+    made = with_widths(program, lambda _, group: list(range(n_kept(share, group))), taking=shape_only)
     return program_cost(made).macs

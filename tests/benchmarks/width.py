@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 import torch_pruning
@@ -94,14 +95,23 @@ def _ours(program: Program, bound: OpenedTask, share: float, *, compensate: bool
 
 def by_magnitude(program: Program, share: float) -> Program:
     """Every width cut to this share by the magnitudes of weights; a unit at least stays."""
+
+    def largest(component: Component, group: Group) -> list[int]:
+        found: list[int] = _importance(component, group).topk(n_kept(share, group)).indices.sort().values.tolist()
+        return found
+
+    return with_widths(program, largest)
+
+
+def with_widths(program: Program, keep: Callable[[Component, Group], list[int]], **how: Any) -> Program:
+    """A clone with every width cut to the units that `keep` names; `how` as for `narrowed`."""
     made = clone_program(program)
     for name in list(made.components):
         for branch in find_branches(made.components[name].graph):
             component = made.components[name]
-            group = FINDING[branch.kind](made, component, branch)
+            group = FINDING[branch.kind](made, component, branch) if branch.kind in FINDING else None
             if isinstance(group, Group):
-                kept = _importance(component, group).topk(n_kept(share, group)).indices.sort().values
-                made.components[name] = narrowed(component, group, kept.tolist())
+                made.components[name] = narrowed(component, group, keep(component, group), **how)
     return made
 
 

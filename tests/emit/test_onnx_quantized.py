@@ -110,8 +110,8 @@ def test_weights_take_the_bytes_that_their_bits_say(tmp_path: Path) -> None:
         assert sizes[kind] == (first + second) * (64 * int(kind[0]) // 8 + 2 * 4) + bias
 
 
-@pytest.mark.parametrize("bits", [4, 8, 16])
-def test_embeddings_are_read_by_row(bits: int, tmp_path: Path) -> None:
+def table_of(bits: int) -> Component:
+    """A table of 9 words of 64 numbers, rounded to so many bits."""
     torch.manual_seed(0)
     component = component_of(nn.Sequential(nn.Embedding(9, 64), nn.ReLU()), WORDS)
     (path,) = {str(node.target) for node in component.graph.graph.nodes if node.op == "call_module"}
@@ -119,6 +119,12 @@ def test_embeddings_are_read_by_row(bits: int, tmp_path: Path) -> None:
     assert isinstance(table, nn.Embedding)
     leaf = half_layer(table, torch.float16) if bits == 16 else blockwise_embedding(table, bits, 32)
     set_at(component.graph, path, leaf)
+    return component
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_embeddings_are_read_by_row(bits: int, tmp_path: Path) -> None:
+    component = table_of(bits)
     file = emit_onnx(component, DIMS, tmp_path / "m.onnx").path
     feed = {component.inputs[0].name: WORDS}
     assert torch.equal(open_onnx(file)(feed)[0], run_outputs(component, feed)[0])

@@ -12,16 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.emit.test_onnx_quantized import KINDS, WORDS, X, leaf_of, quantized
+from tests.emit.test_onnx_quantized import KINDS, WORDS, X, leaf_of, quantized, table_of
 from vlmopt.capture import capture
 from vlmopt.core.program import Component, Program
 from vlmopt.core.workload import Feed
 from vlmopt.emit import emit_onnx
-from vlmopt.graph.example import DIMS, component_of
-from vlmopt.graph.modules import get_at, set_at
+from vlmopt.graph.example import DIMS
 from vlmopt.graph.quantizable import exchange, find_layers
 from vlmopt.graph.quantized import with_exact_inputs
-from vlmopt.graph.quantizing import blockwise_embedding, half_layer
 from vlmopt.graph.replay import run_outputs
 from vlmopt.rewrite.pipeline import clone_program
 from vlmopt.verify.loading import load_warnings
@@ -60,13 +58,7 @@ def test_openvino_computes_what_the_program_simulates(kind: str, tmp_path: Path)
 @needs_openvino
 @pytest.mark.parametrize("bits", [4, 8, 16])
 def test_openvino_reads_rows_of_tables(bits: int, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    component = component_of(nn.Sequential(nn.Embedding(9, 64), nn.ReLU()), WORDS)
-    (path,) = {str(node.target) for node in component.graph.graph.nodes if node.op == "call_module"}
-    table = get_at(component.graph, path)
-    assert isinstance(table, nn.Embedding)
-    leaf = half_layer(table, torch.float16) if bits == 16 else blockwise_embedding(table, bits, 32)
-    set_at(component.graph, path, leaf)
+    component = table_of(bits)
     feed = {component.inputs[0].name: WORDS}
     file = emit_onnx(component, DIMS, tmp_path / "m.onnx").path
     (wanted,), (found,) = run_outputs(component, feed), in_openvino(file, feed)

@@ -225,3 +225,10 @@ def test_what_harms_on_more_items_is_given_back_and_the_rest_stays() -> None:
     held, _ = confirmed(search, on_more)
     assert not plan_of([harmful]) <= held[0].plan
     assert held[0].saved("latency") >= first.saved("latency") - harmful.saves["latency"]
+
+
+def test_where_the_budgets_are_met_nothing_is_edited() -> None:
+    search = _search(None)
+    search.run({"everything": [one for one in search.variants if one.options[0].kind == "cut"]})
+    held, _ = confirmed(search, search.measure)
+    assert [one.variants for one in held] == [()]

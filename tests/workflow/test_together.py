@@ -143,3 +143,20 @@ def test_a_search_for_a_fault_wants_the_sites_written_out(tmp_path: Path, capsys
     recipe.write_text("{model: m, task: t, planning: together, budgets: {max_drop: 1}}")
     assert entry.run(["bisect", "-q", str(recipe)]) == 1
     assert "planning: is together" in capsys.readouterr().err
+
+
+def test_a_device_profile_is_for_one_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("{model: m, task: t, budgets: {max_drop: 1}, device_profile: d.json}")
+    assert entry.run(["optimize", "-q", "--recipe", str(recipe), "-o", str(tmp_path / "out")]) == 1
+    assert "pass --together, or leave it out" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_budget_that_is_met_already_edits_nothing(run: _Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["optimize", "-q", "-m", str(run.model), "-t", str(run.task), "-o", str(out), "--together", "--macs", "1x"]
+    assert entry.run(words) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["result"]["cost"]["optimized"]["macs"] == report["result"]["cost"]["original"]["macs"]
+    assert all(kind["n_sites"] == 0 for kind in report["together"]["kinds"])

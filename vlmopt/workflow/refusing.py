@@ -50,6 +50,10 @@ def refuse_early(recipe: Recipe) -> None:
         raise RecipeError("dtype", found, expected="float32 or float16", remedy=remedy)
     if recipe.profile.file is not None:
         read_profile(Path(recipe.profile.file))
+    is_in_turn = recipe.planning == "in-turn" and any(_leaves_the_choice(step) for step in recipe.passes)
+    if recipe.device_profile is not None and is_in_turn:
+        found = "predicts times for one plan over all passes, and passes in turn are timed here"
+        raise RecipeError("device_profile", found, remedy="pass --together, or leave it out")
     if recipe.device_profile is not None:  # of another device as often as not, and so of another runtime
         read_device_profile(Path(recipe.device_profile), allow_other_runtime=True)
 

@@ -70,7 +70,10 @@ def _planned(state: RunState, bound: OpenedTask, program: Program, passes: Seque
         state.progress.message(f"plan: {line}")
     variants = variants_of(effects.options, effects.wholes)
     meter = _Meter(state, bound, program, steps)
-    seeds = _seeds(state, bound, program, steps, variants)
+    folded = folded_components(state.recipe, program)
+    needs = {name: need for name, need in needs_of(state, program, effects.times_us, folded=folded).items() if need > 0}
+    is_met = not needs and meter.max_drop is None
+    seeds = {} if is_met else _seeds(state, bound, program, steps, variants)
 
     def searched(needs: Mapping[str, float]) -> tuple[TogetherSearch, list[Tried], list[str]]:
         search = TogetherSearch(variants, meter.on_few, "latency", meter.max_drop, needs)
@@ -78,11 +81,10 @@ def _planned(state: RunState, bound: OpenedTask, program: Program, passes: Seque
         held, notes = confirmed(search, meter.on_more)
         return search, held, notes
 
-    folded = folded_components(state.recipe, program)
-    needs = {name: need for name, need in needs_of(state, program, effects.times_us, folded=folded).items() if need > 0}
     search, held, notes = tightened(state, program, steps, needs, effects, searched, folded=folded)
     held = fastest_first(state, program, steps, held, folded=folded)
     chosen = held[0] if held else Tried("nothing", (), Measurement(0.0, 0.0))
+    notes = [*notes, "the budgets are met without an edit"] if is_met else notes
     _keep(state, search, chosen, meter.n_items, meter.max_drop, notes)
     state.together = _told(search, chosen, effects, variants, meter.on_more)
     return resolved(state.recipe, steps, chosen.plan)
