@@ -7,15 +7,17 @@ SHELL := /bin/bash
 
 # One torch thread in each of two test processes is quicker than two processes that compete for the same cores.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+EDGE := .venv-edge
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile --durations=30
 SOURCES := vlmopt passes tests examples
 
-.PHONY: help setup demo test test-slow lint format bench clean
+.PHONY: help setup demo test test-slow test-edge lint format bench clean
 
 help:
 	@echo "make demo       compile the example models for their tasks and print before/after"
 	@echo "make test       quick tests"
 	@echo "make test-slow  the tests that take longer"
+	@echo "make test-edge  tests of files for ExecuTorch, in an environment of their own ($(EDGE))"
 	@echo "make lint       format check, lint and types"
 	@echo "make format     apply the format and the safe lint fixes"
 	@echo "make bench      measure, and write tests/benchmarks/results/"
@@ -42,6 +44,17 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(PYTEST) -m slow tests
 
+# ExecuTorch brings torchao, which transformers and peft treat otherwise once it is there: everything else is tested without.
+$(EDGE)/.set-up: $(STAMP) constraints-edge.txt
+	test -x $(EDGE)/bin/python || $(BIN)/python -m venv $(EDGE)
+	$(BIN)/python -c 'import sysconfig; print(f"import site; site.addsitedir({sysconfig.get_path(\"purelib\")!r})")' \
+	  > "$$($(EDGE)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
+	$(EDGE)/bin/python -m pip install --progress-bar on -c constraints.txt -c constraints-edge.txt executorch torchao
+	@touch $@
+
+test-edge: $(EDGE)/.set-up
+	$(TEST_ENV) $(EDGE)/bin/python -m pytest -q --durations=5 -k executorch tests/emit/test_edge_files.py
+
 lint: $(STAMP)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
@@ -55,5 +68,5 @@ bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(EDGE) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find vlmopt passes tests examples -name __pycache__ -type d -prune -exec rm -rf {} +

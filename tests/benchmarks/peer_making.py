@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from vlmopt.core.integer_products import saturates
+
 OPSET = 20  # the newest that ONNX Runtime and OpenVINO both read without conversion
 
 
@@ -55,13 +57,15 @@ def scripted(folder: Path, target: Path) -> None:
 
 
 def dynamic_int8(folder: Path, target: Path, source: str = "plain.onnx") -> None:
-    """`quantize_dynamic` behind the pre-processing that its documentation asks for, all its operations, by channel."""
+    """`quantize_dynamic` behind the pre-processing that its documentation asks for, all its operations, by channel;
+    weights unsigned where products with signed ones saturate."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    kind = QuantType.QUInt8 if saturates() else QuantType.QInt8
     prepared = target.with_suffix(".prepared.onnx")
     quant_pre_process(str(folder / source), str(prepared), skip_symbolic_shape=True)
-    quantize_dynamic(str(prepared), str(target), per_channel=True, weight_type=QuantType.QInt8)
+    quantize_dynamic(str(prepared), str(target), per_channel=True, weight_type=kind)
     prepared.unlink()
 
 

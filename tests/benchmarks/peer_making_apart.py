@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 N_CALIBRATED = 300  # NNCF's own default
 MAX_DROP = 0.01  # of the metric, absolute
+SATURATES = os.environ.get("PRODUCTS_SATURATE") == "1"  # where it does, weights are unsigned or of half the range
 
 
 def openvino_model(folder: Path, target: Path) -> None:
@@ -65,7 +66,9 @@ def nncf_accuracy(folder: Path, target: Path) -> None:
 def _options() -> dict[str, Any]:
     import nncf
 
+    fix = {"overflow_fix": nncf.OverflowFix.ENABLE} if SATURATES else {}
     return {
+        "advanced_parameters": nncf.AdvancedQuantizationParameters(**fix),
         "preset": nncf.QuantizationPreset.MIXED,
         "model_type": nncf.ModelType.TRANSFORMER,
         "subset_size": N_CALIBRATED,
@@ -113,7 +116,7 @@ def olive_int8(folder: Path, target: Path) -> None:
 
     passes = {
         "fusions": {"type": "OrtTransformersOptimization", "model_type": "vit", "num_heads": 6, "hidden_size": 384},
-        "quantization": {"type": "OnnxDynamicQuantization"},
+        "quantization": {"type": "OnnxDynamicQuantization", "weight_type": "QUInt8" if SATURATES else "QInt8"},
     }
     system = {
         "type": "LocalSystem",

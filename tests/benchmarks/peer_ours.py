@@ -2,7 +2,7 @@
 
 The cut of a task is chosen by the planner on the validation split. For `style` the head is fitted behind it; the others
 train all kept weights, since there a cut without training loses more than a point (`results/pcetl.json`). Where no cut
-of the first budget of MACs is within a point after training, the next one is tried; the test split decides nothing.
+of the first budget is within a point after training, the next one is tried; the test split decides nothing.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from vlmopt.graph.costing import program_cost
 from vlmopt.graph.narrowing import shape_only
 from vlmopt.recipe import QUANTIZATIONS, Recipe, load_recipe, with_quantization
 from vlmopt.recipe.schema import EXACT_PASSES
+from vlmopt.recipe.together import with_one_plan
 from vlmopt.registry import make_pass
 from vlmopt.rewrite.pipeline import run_step
 from vlmopt.rundir import RECIPE
@@ -43,6 +44,11 @@ BUDGETS: Mapping[str, Sequence[str | None]] = {  # of MACs, the hardest first
     "style": (None,),
     "meaning": ("0.45x", "0.55x", "0.7x"),
     "retrieval": ("0.6x", "0.7x"),
+}
+PLANNED: Mapping[str, Sequence[str | None]] = {  # of latency, for one plan over everything
+    "style": (None,),
+    "meaning": ("0.2x", "0.27x"),
+    "retrieval": ("0.27x", "0.35x"),
 }
 RECOVERY: Mapping[str, dict[str, Any]] = {
     "style": {"level": "head"},
@@ -75,18 +81,19 @@ def recipes_of(row: str, one: Given) -> list[Recipe]:
     if row == "ours_int8":
         every = {"quantize-int8": {"modules": [f"{TOWER}/*"]}}
         return [Recipe.model_validate({**base, "passes": ["canonicalize", *SCALING, every, "fold-constants"]})]
+    resource, limits = ("latency", PLANNED) if row == "ours_plan" else ("macs", BUDGETS)
     found = [
         Recipe.model_validate(
             {
                 **base,
                 "passes": CUTTING,
-                "budgets": {"max_drop": MAX_DROP, "macs": macs},
+                "budgets": {"max_drop": MAX_DROP, resource: limit},
                 "recovery": recovery_of(one),
             }
         )
-        for macs in BUDGETS[one.task]
+        for limit in limits[one.task]
     ]
-    return [with_quantization(each, "int8") for each in found]
+    return [with_one_plan(each) if row == "ours_plan" else with_quantization(each, "int8") for each in found]
 
 
 def recovery_of(one: Given) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import towers
+from vlmopt.core.integer_products import saturates
 
+SATURATES = "PRODUCTS_SATURATE"  # of the environment: whether products of unsigned and signed bytes do here
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 PINNED = ("nncf==3.4.0", "openvino==2026.4.1", "olive-ai==0.13.0")  # as the extra `peers` has them
@@ -51,6 +53,7 @@ class Row:
 PLAIN = "plain.onnx"
 ROWS = (
     Row("ours", "vlmopt: branches skipped, int8", "onnxruntime", "ours.onnx", "ours"),
+    Row("ours_plan", "vlmopt: one plan of cuts, widths and int8", "onnxruntime", "ours_plan.onnx", "ours"),
     Row("ours_skip", "vlmopt: branches skipped", "onnxruntime", "ours_skip.onnx", "ours"),
     Row("ours_int8", "vlmopt: int8 alone", "onnxruntime", "ours_int8.onnx", "ours"),
     Row("eager", "PyTorch eager", "eager", "tower.pt", is_same=True),
@@ -140,7 +143,7 @@ def answer(command: Sequence[str]) -> dict[str, Any]:
 def environment() -> dict[str, str]:
     """That of the processes: ours importable, nobody online, nobody's threads limited from outside."""
     kept = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    return {**kept, **QUIET, "PYTHONPATH": str(ROOT)}
+    return {**kept, **QUIET, "PYTHONPATH": str(ROOT), SATURATES: str(int(saturates()))}
 
 
 def last_line(text: str) -> str:

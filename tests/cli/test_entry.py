@@ -117,7 +117,10 @@ def test_a_command_that_succeeds_exits_with_zero(plant: Plant) -> None:
         (["optimize"], "Missing option '-m' / '--model'"),
         (["optimize", "-m", "x"], "Missing option '-o' / '--output'"),
         (["optimize", "-m", "x", "-o", "y", "--max-drop", "101"], "--max-drop"),
-        (["optimize", "-m", "x", "-o", "y", "--emit", "tflite"], "'onnx', 'torchscript', 'pt2'"),
+        (
+            ["optimize", "-m", "x", "-o", "y", "--emit", "tflite"],
+            "'onnx', 'torchscript', 'pt2', 'openvino', 'executorch'",
+        ),
         (["profile", "-m", "x"], "Missing option '-t' / '--task'"),
         (["profile", "-m", "x", "-t", "y"], "Missing option '-o' / '--output'"),
         (["profile", "diff", "x"], "Missing argument 'B'"),

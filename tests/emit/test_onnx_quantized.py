@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vlmopt.core import integer_products
 from vlmopt.core.program import Component
 from vlmopt.emit import emit_onnx, emit_pt2, emit_torchscript, onnx_file
 from vlmopt.graph.example import DIMS, component_of
@@ -85,6 +86,39 @@ def test_the_runtime_computes_what_is_simulated(
         assert difference(found, wanted) < 2e-6
 
 
+@pytest.mark.parametrize("way", ["direct", "exported"])
+@pytest.mark.parametrize("kind", ["dynamic", "qdq", "integer"])
+def test_unsigned_weights_are_exact_on_every_processor(
+    kind: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large values next to each other, whose sums of two products do not fit into 16 bits."""
+    monkeypatch.setattr(onnx_file, "saturates", lambda: True)
+    if way == "exported":
+        monkeypatch.setattr(onnx_file, "direct_program", lambda *_: None)
+    component = quantized(kind)
+    path = emit_onnx(component, DIMS, tmp_path / "m.onnx").path
+    stored = {one.data_type for one in onnx.load(path).graph.initializer}
+    assert onnx.TensorProto.UINT8 in stored
+    assert onnx.TensorProto.INT8 not in stored
+    large = X.abs().sqrt()
+    for batch in (X, large, X[:1]):
+        (wanted,), (found,) = run_outputs(component, {"x": batch}), open_onnx(path)({"x": batch})
+        assert difference(found, wanted) < 2e-6
+
+
+def test_signed_weights_are_right_where_products_do_not_saturate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the question that is asked of the runtime is for: it answers as products of a layer come out."""
+    saturating = integer_products.saturates()
+    monkeypatch.setattr(onnx_file, "saturates", lambda: False)
+    component = quantized("dynamic")
+    path = emit_onnx(component, DIMS, tmp_path / "m.onnx").path
+    large = X.abs().sqrt()
+    (wanted,), (found,) = run_outputs(component, {"x": large}), open_onnx(path)({"x": large})
+    assert (difference(found, wanted) > 2e-6) == saturating
+
+
 @pytest.mark.parametrize("kind", ["dynamic", "8 bits"])
 def test_a_program_in_bfloat16_is_quantized_too(kind: str, tmp_path: Path) -> None:
     component = quantized(kind, torch.bfloat16)
@@ -94,16 +128,22 @@ def test_a_program_in_bfloat16_is_quantized_too(kind: str, tmp_path: Path) -> No
     assert wanted.dtype == torch.bfloat16
 
 
-def test_weights_take_the_bytes_that_their_bits_say(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_unsigned", [False, True])
+def test_weights_take_the_bytes_that_their_bits_say(
+    is_unsigned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_file, "saturates", lambda: is_unsigned)
     sizes = {}
     for kind in KINDS:
         path = emit_onnx(quantized(kind), DIMS, tmp_path / f"{kind}.onnx").path
         sizes[kind] = weight_bytes(path)
         assert sizes[kind] < path.stat().st_size < sizes[kind] + 4_000  # the graph itself, and nothing twice
     first, second, bias = 64, 8, 4 * 8  # outputs; 40 inputs are two blocks of 32, 64 are two as well
-    assert sizes["dynamic"] == first * 40 + second * 64 + 4 * (first + second) + bias
-    for kind in ("qdq", "integer"):  # a scale of four bytes and a zero point of one: one range here, written once
-        assert sizes[kind] == sizes["dynamic"] + 5
+    signed = first * 40 + second * 64 + 4 * (first + second) + bias
+    assert sizes["dynamic"] == signed + is_unsigned  # a zero point for both weights
+    # A scale of four bytes and a zero point of one: one range here, written once; QDQ has zero points by output.
+    assert sizes["integer"] == signed + 5 + is_unsigned
+    assert sizes["qdq"] == signed + 5 + is_unsigned * (first + second)
     for kind in ("float16", "bfloat16"):
         assert sizes[kind] == 2 * (first * 40 + second * 64) + bias
     for kind in KINDS[3:7]:

@@ -21,7 +21,9 @@ def test_every_component_is_written_in_every_format_asked_for(tmp_path: Path) ->
 
 
 def test_an_unknown_format_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(EmitError, match="emit: unknown format 'tflite'; expected one of onnx, torchscript, pt2"):
+    with pytest.raises(
+        EmitError, match="emit: unknown format 'tflite'; expected one of onnx, torchscript, pt2, openvino, executorch"
+    ):
         emit_program(dual_program(), ("onnx", "tflite"), tmp_path, progress=Silent())
     assert list(tmp_path.iterdir()) == []
 

@@ -90,7 +90,10 @@ def test_a_default_recipe_takes_changes_too() -> None:
         ("model: m\nbudgets: {max_dorp: 1}\n", "budgets.max_dorp: is no key of a recipe; did you mean 'max_drop'?"),
         ("model: m\npasses: [canonicalise]\n", "passes: there is no pass 'canonicalise'; did you mean 'canonicalize'?"),
         ("task: t\n", "model: is missing; expected a line `model: ...`"),
-        ("model: m\nemit: [onxx]\n", "emit.0: found 'onxx'; expected 'onnx', 'torchscript' or 'pt2'"),
+        (
+            "model: m\nemit: [onxx]\n",
+            "emit.0: found 'onxx'; expected 'onnx', 'torchscript', 'pt2', 'openvino' or 'executorch'",
+        ),
         ("model: m\nemit: [onnx, onnx]\n", "names a format twice"),
         ("model: m\nemit: []\n", "emit: found [] (names no format)"),
         ("model: m\nbudgets: {max_drop: 1pt}\n", "budgets.max_drop: found '1pt' ('1pt' has the unknown unit 'pt')"),

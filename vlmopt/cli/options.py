@@ -12,12 +12,12 @@ import click
 from vlmopt.cli.settings import Settings
 from vlmopt.core.budgets import Quantity, parse_limit
 from vlmopt.core.errors import BudgetError
+from vlmopt.core.formats import FORMATS
 from vlmopt.core.guarding import DEFAULT_TIME_LIMIT_S
 from vlmopt.core.program import AdapterSource
 
 F = TypeVar("F", bound=Callable[..., Any])
 DTYPES = ("float32", "float16", "bfloat16")
-FORMATS = ("onnx", "torchscript", "pt2")
 QUANTIZATIONS = ("int8", "int8-static", "8bit", "4bit", "float16")
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from vlmopt.core.errors import EmitError
+from vlmopt.core.formats import SUFFIXES
 from vlmopt.core.program import Assembly, Component, Dim, Program
 from vlmopt.core.progress import Progress
+from vlmopt.emit.executorch_file import emit_executorch
 from vlmopt.emit.genai_graphs import runs_in_genai, write_genai_graphs
 from vlmopt.emit.manifest import build_manifest, write_manifest
 from vlmopt.emit.onnx_file import DEFAULT_OPSET, EXTERNAL_FROM_BYTES, SharedWeights, emit_onnx
+from vlmopt.emit.openvino_file import emit_openvino
 from vlmopt.emit.pt2_file import emit_pt2
 from vlmopt.emit.tied_tables import shared_tensors, with_shared_tables
 from vlmopt.emit.torchscript_file import emit_torchscript
@@ -24,10 +28,11 @@ from vlmopt.graph.replay import device_of
 __all__ = [
     "DEFAULT_OPSET",
     "EXTERNAL_FROM_BYTES",
-    "SUFFIXES",
     "EmittedFile",
     "build_manifest",
+    "emit_executorch",
     "emit_onnx",
+    "emit_openvino",
     "emit_program",
     "emit_pt2",
     "emit_torchscript",
@@ -35,7 +40,6 @@ __all__ = [
 ]
 
 ONNX_FOLDER = "onnx"
-SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2"}
 
 
 def emit_program(
@@ -80,6 +84,8 @@ def emit_program(
         ),
         "torchscript": lambda component, dims, path: emit_torchscript(component, path),
         "pt2": emit_pt2,
+        "openvino": partial(emit_openvino, opset=opset),
+        "executorch": emit_executorch,
     }
     names: dict[str, dict[str, str]] = {name: {} for name in program.components}
     jobs = [(_on_cpu(component), kind) for component in program.components.values() for kind in formats]

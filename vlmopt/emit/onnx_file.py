@@ -14,13 +14,14 @@ import onnx_ir as ir
 import torch
 
 from vlmopt.core.errors import EmitError
+from vlmopt.core.integer_products import saturates
 from vlmopt.core.program import Component, Dim, TensorSpec
 from vlmopt.emit import onnx_bytes
 from vlmopt.emit.exported import export_component
 from vlmopt.emit.onnx_choices import branch_choices
 from vlmopt.emit.onnx_direct import direct_program, translated
 from vlmopt.emit.onnx_graph import tidy
-from vlmopt.emit.onnx_quantized import with_calls
+from vlmopt.emit.onnx_quantized import with_calls, with_unsigned_weights
 from vlmopt.emit.onnx_translation import TRANSLATIONS, as_lowered
 from vlmopt.emit.written import EmittedFile, appearing
 
@@ -76,7 +77,7 @@ def emit_onnx(
     if not MINIMUM_OPSET <= opset <= MAXIMUM_OPSET:
         raise EmitError("opset", str(opset), expected=f"{MINIMUM_OPSET} to {MAXIMUM_OPSET}")
     with _quiet():
-        model = _translated(component, dims, opset)
+        model = _translated(with_unsigned_weights(component) if saturates() else component, dims, opset)
         others = shared or SharedWeights()
         tidy(model, component.inputs, component.outputs, others.kept, replaceable=others.replaceable)
         branch_choices(model)

@@ -6,17 +6,21 @@ has a translation here. Such calls are in no other file: elsewhere leaves are or
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
+from onnx import numpy_helper
 from onnxscript import opset18 as op
 from torch import Tensor, fx
 from torch.onnx._internal.exporter import _core
 
 from vlmopt.core.program import Component
-from vlmopt.graph.modules import clone_graph, get_at
+from vlmopt.graph.modules import clone_graph, get_at, set_at
 from vlmopt.graph.quantized import (
     BlockwiseEmbedding,
     BlockwiseLinear,
@@ -34,6 +38,7 @@ from vlmopt.graph.quantized import (
 Call = tuple[Callable[..., Any], tuple[Any, ...]]  # target and arguments
 Weights = Mapping[str, Any]  # own name in the leaf -> its node
 
+UNSIGNED_ZERO = 128
 _INT8_PRODUCTS = 4  # MatMulNBits rounds its input by block, and multiplies integers
 
 _library = torch.library.Library("vlmopt", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -101,6 +106,20 @@ def quantized_call(leaf: QuantizedLeaf, operand: Any, own: Weights) -> Call:
     return _calls.embedding_blockwise.default, (operand, weight, scale, leaf.bits, leaf.block)
 
 
+def with_unsigned_weights(component: Component) -> Component:
+    """The component with int8 weights moved up by 128, for a runtime whose products of unsigned with signed bytes
+    saturate; only what is written to ONNX reads them so."""
+    found = {path: leaf for path, leaf in component.graph.named_modules() if isinstance(leaf, Int8Linear)}
+    if not found:
+        return component
+    graph = clone_graph(component.graph)
+    for path, leaf in found.items():
+        moved = copy.copy(leaf)
+        moved._buffers = {**leaf._buffers, "weight": (leaf.weight.to(torch.int16) + UNSIGNED_ZERO).to(torch.uint8)}
+        set_at(graph, path, moved)
+    return replace(component, graph=graph)
+
+
 def with_calls(component: Component) -> fx.GraphModule:
     """The component's graph with such operations in the place of its quantized leaves, for a full export."""
     graph = clone_graph(component.graph)
@@ -131,17 +150,25 @@ def _in_float32(translate: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _linear_int8(x: Any, weight: Any, scale: Any, bias: Any, input_scale: Any, input_zero: Any, is_qdq: bool) -> Any:
+    is_unsigned = weight.dtype == ir.DataType.UINT8
     if input_scale is not None and is_qdq:
         seen = op.DequantizeLinear(op.QuantizeLinear(x, input_scale, input_zero), input_scale, input_zero)
-        y = op.MatMul(seen, op.DequantizeLinear(weight, scale, axis=1))
+        zeros = (_zeros(int(scale.shape[0])),) if is_unsigned else ()
+        y = op.MatMul(seen, op.DequantizeLinear(weight, scale, *zeros, axis=1))
     else:
         if input_scale is None:
             levels, step, zero = op.DynamicQuantizeLinear(x)
         else:
             levels, step, zero = op.QuantizeLinear(x, input_scale, input_zero), input_scale, input_zero
-        sums = op.Cast(op.MatMulInteger(levels, weight, zero), to=ir.DataType.FLOAT)
+        zeros = (_zeros(),) if is_unsigned else ()
+        sums = op.Cast(op.MatMulInteger(levels, weight, zero, *zeros), to=ir.DataType.FLOAT)
         y = op.Mul(sums, op.Mul(step, scale))
     return y if bias is None else op.Add(y, bias)
+
+
+def _zeros(*shape: int) -> Any:
+    """What stands for 0 in an unsigned weight."""
+    return op.Constant(value=numpy_helper.from_array(np.full(shape, UNSIGNED_ZERO, dtype=np.uint8)))
 
 
 def _linear_blockwise(

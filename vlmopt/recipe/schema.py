@@ -20,6 +20,7 @@ from vlmopt.core.budgets import Budgets as Limits
 from vlmopt.core.budgets import Limit, Quantity, parse_budgets, parse_limit
 from vlmopt.core.errors import BudgetError, RecipeError
 from vlmopt.core.estimators import DEFAULT_SAMPLE, DEFAULT_UPDATES, Arms, EstimatorName
+from vlmopt.core.formats import Format
 from vlmopt.core.program import AdapterSource
 
 VERSION = 1
@@ -254,7 +255,7 @@ class Recipe(_Section):
     device_profile: str | None = None
     profile: ProfileSettings = ProfileSettings()
     passes: tuple[PassStep, ...] = tuple(PassStep(name=name) for name in DEFAULT_PASSES)
-    emit: tuple[Literal["onnx", "torchscript", "pt2"], ...] = ("onnx",)
+    emit: tuple[Format, ...] = ("onnx",)
     opset: Annotated[int, Field(ge=18, le=26)] = 20
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?|mps)$")] = "cpu"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"

@@ -7,15 +7,12 @@ is no fault of a graph, and is told from it by the name that a session's own mes
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
+from vlmopt.verify.descriptors import led_into
 from vlmopt.verify.parity import Gate
 
 _NAME = "vlmopt-graph"
@@ -37,7 +34,7 @@ def load_warnings(path: Path) -> list[str]:
     options = onnxruntime.SessionOptions()
     options.logid, options.log_severity_level = _NAME, _WARNINGS
     with tempfile.TemporaryFile() as file:
-        with _led_into(file):
+        with led_into(file):
             onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         file.seek(0)
         found, others = told_apart(file.read().decode("utf-8", "replace"))
@@ -50,17 +47,3 @@ def told_apart(text: str) -> tuple[list[str], str]:
     lines = [(line, _MESSAGE.search(_ANSI.sub("", line))) for line in text.splitlines(keepends=True)]
     own = [match[1].strip() for _, match in lines if match is not None]
     return own, "".join(line for line, match in lines if match is None)
-
-
-@contextmanager
-def _led_into(file: IO[bytes]) -> Iterator[None]:
-    """File descriptor 2 writes to the file."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    os.dup2(file.fileno(), 2)
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(saved, 2)
-        os.close(saved)

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from vlmopt.core.contract import Promise
 from vlmopt.core.errors import ArtifactError
+from vlmopt.core.formats import is_installed, remedy_for
 from vlmopt.core.program import Assembly, Component, Dim, Program
 from vlmopt.core.session_choice import Optimization
 from vlmopt.core.workload import Feed
 from vlmopt.graph.replay import run_outputs
 from vlmopt.graph.similarity import class_embeddings, similarity_logits
+from vlmopt.verify.edge_runtimes import Runner, open_executorch, open_openvino
 from vlmopt.verify.tolerances import ARTIFACT, allowed
 
 
@@ -77,7 +79,6 @@ def _joined(program: Program, scores: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"logits": similarity_logits(image, text, program.similarity)}
 
 
-Runner = Callable[[Feed], tuple[Tensor, ...]]  # a batch in, all outputs out
 Recorded = tuple[Feed, Sequence[Tensor]]  # a batch, and all outputs wanted
 
 
@@ -145,7 +146,24 @@ def _every(value: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
     return (value,) if isinstance(value, Tensor) else tuple(value)
 
 
-OPENERS: dict[str, Callable[[Path], Runner]] = {"onnx": open_onnx, "torchscript": open_torchscript, "pt2": open_pt2}
+OPENERS: dict[str, Callable[[Path], Runner]] = {
+    "onnx": open_onnx,
+    "torchscript": open_torchscript,
+    "pt2": open_pt2,
+    "openvino": open_openvino,
+    "executorch": open_executorch,
+}
+
+
+def open_file(path: Path, kind: str) -> Runner:
+    """A file in the runtime of its format.
+
+    Raises:
+        ArtifactError: it cannot be loaded, or the runtime is not installed.
+    """
+    if not is_installed(kind):
+        raise ArtifactError(str(path), f"is a file for {kind}, which is not installed", remedy=remedy_for(kind))
+    return OPENERS[kind](path)
 
 
 def check_file(
@@ -164,7 +182,7 @@ def check_file(
     Args:
         limit: the largest difference allowed, where that is not what the type allows.
     """
-    run = open_onnx(path, weights, optimization=optimization) if kind == "onnx" else OPENERS[kind](path)
+    run = open_onnx(path, weights, optimization=optimization) if kind == "onnx" else open_file(path, kind)
     worst = max(worst_difference(run(feed), wanted) for feed, wanted in cases)
     most = ARTIFACT[dtype] if limit is None else limit
     return Gate(name, worst <= most, worst, most)

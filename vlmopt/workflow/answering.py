@@ -19,7 +19,7 @@ from vlmopt.runtime.generation import Decoding, Prompt
 from vlmopt.runtime.session import Session, open_session
 from vlmopt.tasks.binding import TaskWorkload
 from vlmopt.tasks.kinds.text_generation import ANSWERS, MODEL, TextGeneration
-from vlmopt.verify.parity import OPENERS
+from vlmopt.verify.parity import open_file
 
 Files = Mapping[str, Mapping[str, str]]  # component -> format -> file name
 
@@ -58,7 +58,7 @@ class ArtifactFiles:
         found = {}
         for name, entry in self._components.items():
             kind, file = next(iter(entry.files.items()))
-            run, feeds = OPENERS[kind](self._folder / file), workload.feeds[name]
+            run, feeds = open_file(self._folder / file, kind), workload.feeds[name]
             tracked = progress.track(feeds, f"evaluating {what} {name}", total=len(feeds))
             found[name] = torch.cat([run(feed)[0] for feed in tracked])
         return found

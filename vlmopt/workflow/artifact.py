@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vlmopt.core.energy import energy_meter
 from vlmopt.core.errors import ArtifactError, GateError
+from vlmopt.core.formats import ROUNDS_INPUTS
 from vlmopt.core.manifest import MANIFEST, ComponentEntry, Manifest, read_manifest, sha256_of
 from vlmopt.core.progress import Progress, Silent
 from vlmopt.rundir import CHECKSUM
@@ -79,7 +80,7 @@ def _graphs(path: Path, manifest: Manifest) -> list[Gate]:
     for name, entry in manifest.components.items():
         for kind, file in entry.files.items():
             title = f"{file} {AS_RECORDED}"
-            limit = entry.onnx_tolerance if kind == "onnx" else None
+            limit = entry.onnx_tolerance if kind in ROUNDS_INPUTS else None
             dtype = entry.outputs[0].dtype
             gates.append(check_file(title, path / file, kind, cases[name], dtype=dtype, limit=limit))
     held = {name: entry.onnx_tolerance for name, entry in manifest.components.items()}

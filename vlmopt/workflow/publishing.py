@@ -10,6 +10,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from vlmopt.core.energy import energy_meter
+from vlmopt.core.formats import ROUNDS_INPUTS
 from vlmopt.core.manifest import MANIFEST, GateEntry, Manifest, sha256_of
 from vlmopt.emit import emit_program
 from vlmopt.emit.configuration import copy_processor
@@ -139,7 +140,7 @@ def _check_files(state: RunState, files: Files, held: Switchable, tolerances: di
         if (tolerance := quantized_tolerance(component, cases)) is not None:
             tolerances[name] = tolerance
         for kind, file in files[name].items():
-            dtype, limit = component.outputs[0].dtype, tolerances.get(name) if kind == "onnx" else None
+            dtype, limit = component.outputs[0].dtype, tolerances.get(name) if kind in ROUNDS_INPUTS else None
             title = f"{file} equals the program"
             gates.append(check_file(title, state.run.path(file), kind, cases, dtype=dtype, limit=limit))
         if "onnx" in files[name]:

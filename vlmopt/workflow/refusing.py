@@ -7,6 +7,7 @@ from pathlib import Path
 from vlmopt.core.contract import Pass
 from vlmopt.core.errors import PlanError, RecipeError
 from vlmopt.core.facts import QUANTIZED
+from vlmopt.core.formats import refuse_missing
 from vlmopt.core.program import Program
 from vlmopt.devices.document import read_device_profile
 from vlmopt.profiling.document import read_profile
@@ -23,11 +24,12 @@ def refuse_early(recipe: Recipe) -> None:
     """Looks at what the recipe alone can tell.
 
     Raises:
-        RecipeError: a budget without a task to measure it on; training in half precision; a precision that the runtime
-            has no kernels for.
+        RecipeError: a format whose package is not installed; a budget without a task to measure it on; training in half
+            precision; a precision that the runtime has no kernels for.
         PlanError: a lossy pass with neither a budget nor named sites.
         ProfileError: the profile cannot be read.
     """
+    refuse_missing(recipe.emit)
     budgets, drop = recipe.budgets.limits, recipe.budgets.drop
     if drop is not None and recipe.task is None:
         unit = "of its value" if drop.is_relative else "points"

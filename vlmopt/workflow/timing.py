@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vlmopt.core.budgets import Quantity
+from vlmopt.core.formats import parts_of
 from vlmopt.core.program import Program
 from vlmopt.core.progress import Progress
 from vlmopt.core.session_choice import Optimization
@@ -166,6 +167,4 @@ def _milliseconds(latency: Latency) -> dict[str, Any]:
 def graphs_bytes(folder: Path, files: Files) -> int:
     """Bytes of one format's graphs, the first that every component has, external weights included."""
     kind = next(iter(next(iter(files.values()))))
-    names = [formats[kind] for formats in files.values()]
-    paths = [folder / part for name in names for part in (name, f"{name}_data")]
-    return sum(path.stat().st_size for path in paths if path.is_file())
+    return sum(path.stat().st_size for formats in files.values() for path in parts_of(folder / formats[kind]))

@@ -17,7 +17,7 @@ from vlmopt.cli.display import show_json
 from vlmopt.core.errors import EXIT_ERROR
 from vlmopt.core.machine import memory_bytes, n_cores
 
-_EXTRA_OF = {"datasets": "hub", "resvg-py": "examples"}
+_EXTRA_OF = {"datasets": "hub", "resvg-py": "examples", "openvino": "openvino", "executorch": "executorch"}
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ def _packages() -> list[Check]:
     from packaging.requirements import Requirement
 
     try:
-        needed = [Requirement(text) for text in requires("vlmopt") or ()]
+        every = [Requirement(text) for text in requires("vlmopt") or ()]
     except PackageNotFoundError:
         return [Check("installation", "vlmopt is not installed", False, "pip install -e .")]
-    checks = []
-    for requirement in needed:
+    checks, needed = [], {requirement.name: requirement for requirement in reversed(every)}  # the first of each name
+    for requirement in reversed(needed.values()):
         is_needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
         if is_needed or requirement.name in _EXTRA_OF:
             checks.append(_package(requirement.name, str(requirement.specifier), is_needed=is_needed))
