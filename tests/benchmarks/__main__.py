@@ -60,10 +60,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(BENCHMARKS)}; all by default")
     parser.add_argument("--only", metavar="PART", help="measure this part anew and keep the other parts' figures")
+    parser.add_argument("--kept", action="store_true", help="of peers: measure the rows that are made, and make none")
     arguments = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     for name in arguments.names or list(BENCHMARKS):
-        result = write(name, measure(name, only=arguments.only))
+        result = write(name, measure(name, only=arguments.only, is_kept=arguments.kept))
         if name in ("peers", "device") and all((RESULTS / f"{one}.json").is_file() for one in ("peers", "device")):
             write("device", peer_tables.merged(read("device"), read("peers")))
         if name == "pcetl":
@@ -98,7 +99,7 @@ def draw_pictures(result: Mapping[str, object]) -> None:
             (RESULTS / f"pcetl-{task}.svg").write_text(picture.draw(curves, title=task), encoding="utf-8")
 
 
-def measure(name: str, *, only: str | None = None) -> dict[str, Any]:
+def measure(name: str, *, only: str | None = None, is_kept: bool = False) -> dict[str, Any]:
     """The figures with everything that is needed to read them: machine, versions, and when each part was measured.
 
     What a part says in words goes to `notes`.
@@ -114,7 +115,8 @@ def measure(name: str, *, only: str | None = None) -> dict[str, Any]:
             figures, notes = (
                 {k: v for k, v in own.items() if not k.startswith(f"{only}_")} for own in (figures, notes)
             )
-    for part, run in BENCHMARKS[name]().items():
+    found = peers.parts(is_kept=is_kept) if name == "peers" else BENCHMARKS[name]()
+    for part, run in found.items():
         if only in (None, part):
             for key, value in run().items():
                 if isinstance(value, str):

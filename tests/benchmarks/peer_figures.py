@@ -71,7 +71,7 @@ def _compared(task: str, records: Mapping[str, Record]) -> dict[str, float | str
             found[f"{task}_speedup_over_{words}"] = latency_ms(records[peer]) / latency_ms(records[ours])
     if ours is not None:
         found[f"{task}_ours"], found[f"{task}_drop_of_ours"] = ours, float(records[ours]["drop_points"])
-        if "error" not in records["ort_fp32"]:
+        if "error" not in records.get("ort_fp32", {"error": ""}):
             found[f"{task}_size_ratio"] = records["ort_fp32"]["bytes"] / records[ours]["bytes"]
     if task == "style" and "style_size_ratio" in found:
         found["size_ratio"] = found["style_size_ratio"]

@@ -8,7 +8,8 @@ process, which stands still while another program has the core; the wall's is be
 threads. Memory is that of a fresh process.
 
 `TASK`: everything of one task. What was made and answered is kept under a digest of model and data, so a second run
-only measures; `python -m tests.benchmarks.peers TASK` makes it and stops there, with `--samples 64` in short.
+only measures; `python -m tests.benchmarks.peers TASK` makes it and stops there, with `--samples 64` in short, with
+`--rows` in parts. `python -m tests.benchmarks peers --kept` measures what is made already and leaves out the rest.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -53,22 +54,27 @@ from vlmopt.workflow.answering import program_outputs
 
 THREADS, ROUNDS, SECONDS = (1, 2), 6, 0.4  # seconds of calls a turn
 FEW_ROUNDS = 2  # of a quick trial
+NAMES = tuple(row.name for row in ROWS)
 N_COMPARED = 64  # pictures on which rows of the original's function are compared with it
 
 
-def parts() -> Mapping[str, Callable[[], dict[str, float | str]]]:
-    """What can be measured on its own."""
-    return {task: partial(figures, task) for task in TASKS}
+def parts(*, is_kept: bool = False) -> Mapping[str, Callable[[], dict[str, float | str]]]:
+    """What can be measured on its own; with `is_kept` only of what is made already."""
+    return {task: partial(figures, task, is_kept=is_kept) for task in TASKS}
 
 
-def figures(task: str, *, n_samples: int | None = None, rounds: int = ROUNDS) -> dict[str, float | str]:
+def figures(
+    task: str, *, n_samples: int | None = None, rounds: int = ROUNDS, is_kept: bool = False
+) -> dict[str, float | str]:
     """Everything about a task: made where it is not kept, and measured; nothing where the example cannot be fetched."""
     if not is_prepared():
         return {}
     one = given(task, n_samples=n_samples)
     folder = folder_of(one)
-    records = records_of(one, folder)
-    rows = [row for row in ROWS if "error" not in records[row.name]]
+    records = records_of(one, folder, wanted=() if is_kept else NAMES)
+    if not records:
+        return {}
+    rows = [row for row in ROWS if "error" not in records.get(row.name, {"error": ""})]
     records = {name: dict(record) for name, record in records.items()}
     for row in rows:
         try:
@@ -83,26 +89,26 @@ def figures(task: str, *, n_samples: int | None = None, rounds: int = ROUNDS) ->
 
 def folder_of(one: Given) -> Path:
     """Where a task's files and what they answered are kept."""
-    digest = hashlib.sha256(json.dumps([*one.key, [row.file for row in ROWS]]).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(json.dumps(one.key).encode()).hexdigest()[:12]
     folder = towers.cache() / "benchmarks" / "peers" / f"{one.task}-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def records_of(one: Given, folder: Path) -> dict[str, Record]:
-    """Of every row: what its file is and what it answers, or why there is none; kept as they are made."""
+def records_of(one: Given, folder: Path, wanted: Collection[str] = NAMES) -> dict[str, Record]:
+    """Of rows that are kept or wanted: what the file is and what it answers, or why there is none; kept as made."""
     file = folder / "rows.json"
     records: dict[str, Record] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if all(row.name in records for row in ROWS):
+    missing = [row for row in ROWS if row.name in wanted and row.name not in records]
+    if not missing:
         return records
     if not (folder / "sample.npy").is_file():
         write_plain(one, folder)
     with arrays(one, folder) as test:
-        for row in ROWS:
-            if row.name not in records:
-                records[row.name] = _record(one, row, records, folder, test)
-                file.write_text(json.dumps(records, indent=1), encoding="utf-8")
-                print(one.task, row.name, records[row.name], flush=True)
+        for row in missing:
+            records[row.name] = _record(one, row, records, folder, test)
+            file.write_text(json.dumps(records, indent=1), encoding="utf-8")
+            print(one.task, row.name, records[row.name], flush=True)
     return records
 
 
@@ -155,7 +161,7 @@ def _made(one: Given, row: Row, records: Mapping[str, Record], folder: Path, tes
         link_or_copy(out / f"{TOWER}.onnx", folder / row.file)
         return {"conversion_s": seconds, "macs": macs_of(out), "has_texts": _keep_texts(row, out, folder, test)}
     if row.made == "pruned":
-        wanted = records["ours"].get("macs")
+        wanted = records.get("ours", {}).get("macs")
         if wanted is None:
             raise RowError("there are no MACs of ours to cut to")
         program, seconds = pruned(one, wanted, folder / row.file)
@@ -163,8 +169,8 @@ def _made(one: Given, row: Row, records: Mapping[str, Record], folder: Path, tes
         return {"conversion_s": seconds, "macs": program_cost(program).macs, "has_texts": len(test.feeds) > 1}
     known = next((o for o in ROWS if o.file == row.file and o.name in records), None)
     before = next((o for o in ROWS if o.file == row.behind), None)
-    if before is not None and "error" in records[before.name]:
-        raise RowError(f"{before.title}: {records[before.name]['error']}")
+    if before is not None and "error" in records.get(before.name, {"error": "is not made yet"}):
+        raise RowError(f"{before.title}: {records.get(before.name, {'error': 'is not made yet'})['error']}")
     seconds = 0.0
     if known is not None and (folder / row.file).is_file():
         seconds = records[known.name]["conversion_s"]
@@ -233,6 +239,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--samples", type=int, help="of every split, for a quick trial that is kept apart")
+    parser.add_argument("--rows", nargs="+", choices=NAMES, default=NAMES, metavar="ROW", help="make these only")
     parser.add_argument("--measure", action="store_true", help="measure as well, and print; nothing is committed")
     options = parser.parse_args()
     if options.measure:
@@ -244,5 +251,5 @@ if __name__ == "__main__":
         )
     else:
         chosen = given(options.task, n_samples=options.samples)
-        records_of(chosen, folder_of(chosen))
+        records_of(chosen, folder_of(chosen), options.rows)
     sys.exit(0)

@@ -104,6 +104,7 @@ class TimeLimit:
             yield
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)  # discards one on its way, which the default would die of
             signal.signal(signal.SIGALRM, outer_handler)
             if outer_deadline is not None:
                 left = max(outer_deadline - time.monotonic(), 1e-3)
