@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import subprocess
 import sys
 import threading
@@ -202,3 +203,19 @@ def test_the_guard_can_be_switched_off_for_a_debugger(monkeypatch: pytest.Monkey
         guarded(lambda: 1 // 0)
     monkeypatch.setenv(UNGUARDED, "0")
     assert refusal(lambda: 1 // 0).startswith("raised ZeroDivisionError")
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="this system has no signal masks")
+def test_a_reminder_that_comes_when_the_call_is_over_ends_nothing() -> None:
+    """Held back until the limit is gone, as where another thread would take it: the default is to end the process."""
+    code = """
+import signal, time
+from vlmopt.core.time_limit import TimeLimit
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+done = TimeLimit(0.05).run(lambda: time.sleep(0.2))
+assert signal.SIGALRM not in signal.sigpending()
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+print("alive")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "alive"), done.stderr
