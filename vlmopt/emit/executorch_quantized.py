@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 from torch import Tensor, nn
 
 from vlmopt.core.errors import EmitError
@@ -54,6 +53,8 @@ def with_kernels(component: Component) -> Component:
     found = {path: leaf for path, leaf in component.graph.named_modules() if isinstance(leaf, QuantizedLeaf)}
     if not found:
         return component
+    import torch.ao.quantization.fx._decomposed  # noqa: F401 - registers torch.ops.quantized_decomposed
+
     graph = clone_graph(component.graph)
     for path, leaf in found.items():
         if not isinstance(leaf, Int8Linear):
