@@ -10,7 +10,7 @@ import pytest
 from tests.emit.test_onnx_quantized import KINDS, X, quantized
 from tests.emit.toy import DIMS, cases, image_component, text_component, wanted
 from vlmopt.core.errors import ArtifactError, EmitError, RecipeError, VlmoptError
-from vlmopt.core.formats import FORMATS, refuse_missing
+from vlmopt.core.formats import FORMATS, ROUNDS_INPUTS, refuse_missing
 from vlmopt.core.program import Component
 from vlmopt.emit import emit_executorch, emit_openvino
 from vlmopt.emit.onnx_file import DEFAULT_OPSET
@@ -81,6 +81,7 @@ def test_int8_products_run_in_kernels_of_xnnpack(kind: str, tmp_path: Path) -> N
     limit = quantized_tolerance(component, [({"x": X}, [wanted_])])
     assert limit is not None
     assert 0 < difference(found, wanted_) <= limit
+    assert "executorch" in ROUNDS_INPUTS  # a run's gate allows as much
     assert b"dequantize" not in path.read_bytes()  # no operation outside of XNNPACK's graphs
 
 

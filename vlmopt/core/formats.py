@@ -14,7 +14,7 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2", "openvino": ".xml", "executorch": ".pte"}
 EXTRAS = ("openvino", "executorch")  # formats of packages of the same name, which an extra of that name installs
 OPENVINO_WEIGHTS = ".bin"
-ROUNDS_INPUTS = frozenset({"onnx", "openvino"})  # their integer products may round a value to either of two levels
+ROUNDS_INPUTS = frozenset({"onnx", "openvino", "executorch"})  # their integer products round inputs by themselves
 # A method of an ExecuTorch file: the axis of the batch of every input, then of every output; or none.
 BATCH_AXES, NO_BATCH = "batch_axes", -1
 
