@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from xdist.scheduler import LoadFileScheduling
+from xdist.workermanage import WorkerController
 
 ROOT = Path(__file__).parents[1]
 TOGETHER = {  # by what a file imports
@@ -54,6 +55,31 @@ class Shares(LoadFileScheduling):  # type: ignore[misc, unused-ignore]
 
     def _split_scope(self, nodeid: str) -> str:
         return share_of(nodeid.split("::", 1)[0])
+
+    def _reschedule(self, node: WorkerController) -> None:
+        super()._reschedule(node)
+        # A process begins its last test once it knows what follows: with one alone it would wait, and we for it.
+        if not node.shutting_down and self._pending_of(self.assigned_work[node]) == 1:
+            super()._reschedule(node)
+
+    def remove_node(self, node: WorkerController) -> str | None:
+        """What a process was running when it died; what it had left goes to the others.
+
+        xdist hands on what was finished as well, and then waits for it to finish again, and runs anew what the process
+        died of.
+        """
+        left = {share: tests for share, tests in self.assigned_work.pop(node).items() if not all(tests.values())}
+        if not left:
+            return None
+        share, tests = next(iter(left.items()))
+        died_of = next(name for name, is_done in tests.items() if not is_done)
+        tests[died_of] = True
+        if all(tests.values()):
+            del left[share]
+        self.workqueue.update(left)
+        for other in self.assigned_work:
+            self._reschedule(other)
+        return died_of
 
 
 @cache

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +53,26 @@ def test_openvino_writes_two_files_and_nothing_on_failure(tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["graph.bin", "graph.xml"]
     with pytest.raises(VlmoptError, match="cannot be written"):
         written("openvino", image_component(), tmp_path / "missing")
+
+
+@needs("openvino")
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timer signals")
+def test_a_model_let_go_of_in_another_thread_leaves_signals_as_they_were(tmp_path: Path) -> None:
+    """As the garbage collector may; faulthandler is what gives Python a stack for signals."""
+    code = """
+import sys, threading, time
+from pathlib import Path
+from vlmopt.core.time_limit import TimeLimit
+from vlmopt.verify.edge_runtimes import open_openvino
+models = [open_openvino(Path(sys.argv[1]))]
+thread = threading.Thread(target=models.clear)
+thread.start()
+thread.join()
+print(TimeLimit(0.05).run(lambda: time.sleep(0.2)).has_expired)
+"""
+    path = written("openvino", image_component(), tmp_path)
+    done = subprocess.run([sys.executable, "-X", "faulthandler", "-c", code, str(path)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr
 
 
 @needs("executorch")

@@ -6,7 +6,6 @@ import importlib.util
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 import torch
@@ -22,6 +21,7 @@ from vlmopt.graph.quantizable import exchange, find_layers
 from vlmopt.graph.quantized import with_exact_inputs
 from vlmopt.graph.replay import run_outputs
 from vlmopt.rewrite.pipeline import clone_program
+from vlmopt.verify.edge_runtimes import open_openvino
 from vlmopt.verify.loading import load_warnings
 from vlmopt.verify.parity import difference
 from vlmopt.workflow.checking_quantized import quantized_tolerance
@@ -35,13 +35,7 @@ needs_openvino = pytest.mark.skipif(
 
 def in_openvino(path: Path, feed: Feed) -> list[Tensor]:
     """All outputs, in float32 and with no rounding but those that the file asks for."""
-    import openvino
-
-    core = openvino.Core()
-    exactly = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
-    model = core.compile_model(core.read_model(path), "CPU", exactly)
-    found = model({name: value.numpy() for name, value in feed.items()})
-    return [torch.from_numpy(np.asarray(found[output])) for output in model.outputs]
+    return list(open_openvino(path)(feed))
 
 
 @needs_openvino

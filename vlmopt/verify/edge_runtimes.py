@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,22 @@ Runner = Callable[[Feed], tuple[Tensor, ...]]  # a batch in, all outputs out
 EXACTLY = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 
 
-def open_openvino(path: Path) -> Runner:
-    """An `.xml` (or ONNX) file in OpenVINO on the CPU; inputs go by their names, with dots in them or without."""
+@cache
+def _openvino_core() -> Any:
+    """OpenVINO's runtime, never let go of.
+
+    Its plugin gives the thread that it is loaded in a stack for signals, and frees that with the last model, in
+    whatever thread that is collected: the next signal, a time limit's too, would end the process.
+    """
     import openvino
 
+    return openvino.Core()
+
+
+def open_openvino(path: Path) -> Runner:
+    """An `.xml` (or ONNX) file in OpenVINO on the CPU; inputs go by their names, with dots in them or without."""
     try:
-        model = openvino.Core().compile_model(path, "CPU", EXACTLY)
+        model = _openvino_core().compile_model(path, "CPU", EXACTLY)
     except RuntimeError as error:
         raise ArtifactError(str(path), f"OpenVINO cannot load it ({_last_line(error)})") from error
     names = {name.replace(".", "_"): name for value in model.inputs for name in value.names}
