@@ -58,13 +58,14 @@ def scripted(folder: Path, target: Path) -> None:
 
 def dynamic_int8(folder: Path, target: Path, source: str = "plain.onnx") -> None:
     """`quantize_dynamic` behind the pre-processing that its documentation asks for, all its operations, by channel;
-    weights unsigned where products with signed ones saturate."""
+    weights unsigned where products with signed ones saturate. Without the symbolic shapes the shapes of the graph's
+    transposed weights contradict each other."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     kind = QuantType.QUInt8 if saturates() else QuantType.QInt8
     prepared = target.with_suffix(".prepared.onnx")
-    quant_pre_process(str(folder / source), str(prepared), skip_symbolic_shape=True)
+    quant_pre_process(str(folder / source), str(prepared))
     quantize_dynamic(str(prepared), str(target), per_channel=True, weight_type=kind)
     prepared.unlink()
 
