@@ -9,15 +9,13 @@ Four methods, the first two of which look at all tokens:
   the same places for every image, and no operation that looks at one.
 * `select-salient`: of EACH image those farthest from its mean token.
 
-Place: `encoded` is in front of all that treats each token by itself, as a projector does, `projected` behind it. For
-`select-positions` both give the same but for rounding, and the first costs less; for the others they are different
-functions. What counts tokens follows: places in a prompt, positions, the processor's files. No bound: the task judges.
+Place: `encoded` is in front of what treats each token by itself, as a projector does, `projected` behind it; only with
+`select-positions` both give the same. What counts tokens follows, the processor's files too. No bound: the task judges.
 
 Cases:
 1. Every method, at both places.
 2. A number of tokens that blocks do not leave, and one that is no smaller, are refused.
-3. Without data no places are chosen.
-4. Where rows and columns are positions, only blocks leave such; without places in a prompt nothing is pruned.
+3. Without data no places are chosen. Where rows and columns are positions, only blocks leave such.
 """
 
 from __future__ import annotations
@@ -38,6 +36,7 @@ from vlmopt.graph.costing import program_cost
 from vlmopt.graph.example import eyes_and_words
 from vlmopt.graph.image_tokens import n_image_tokens, put_tokens, token_blocks, token_place, what_is_left, why_no_tokens
 from vlmopt.graph.modules import clone_graph
+from vlmopt.graph.patterns import check_patterns
 from vlmopt.graph.token_reduction import chosen, merged, pooled, salient
 
 
@@ -49,11 +48,13 @@ class PruneTokens(Pass):
         keep: how many, or which share of them; with `pool` a share is the most that blocks leave of it.
         method: `pool`, `merge`, `select-positions` (fixed places, found on the task), `select-salient` (of each image).
         place: `encoded` is in front of the projector, `projected` behind it.
+        tokens: names or patterns of what holds them, as COMPONENT/tokens; by default all there are.
     """
 
     keep: int | float
     method: Literal["pool", "merge", "select-positions", "select-salient"] = "merge"
     place: Literal["encoded", "projected"] = "encoded"
+    tokens: tuple[str, ...] = ()
 
     name: ClassVar[str] = "prune-tokens"
     promise: ClassVar[Promise] = Promise.LOSSY
@@ -75,10 +76,11 @@ class PruneTokens(Pass):
     def plan(self, program: Program, context: Context) -> Plan:
         name = VISION if VISION in program.components else next(iter(program.components))
         key, reason = f"{name}/tokens", why_no_tokens(program) or self._why_not(program, context)
+        check_patterns(f"{self.name}: tokens", self.tokens, [key])
         if reason:
             return Plan(refusals=(Refusal(key, name, reason),))
-        parts = program.components
-        trial = program.with_components({**parts, name: replace(parts[name], graph=clone_graph(parts[name].graph))})
+        vision = program.components[name]
+        trial = program.with_components({**program.components, name: replace(vision, graph=clone_graph(vision.graph))})
         self._prune(trial, context)
         saving = program_cost(program) - program_cost(trial)
         return Plan((Site(key, name, (self.method,), saving, what_is_left(program, trial)),))
@@ -111,10 +113,8 @@ class PruneTokens(Pass):
             if self.method == "pool":
                 assert not isinstance(blocks, str)
                 left = pooled(module, place.value, blocks.grid, blocks.size)
-            elif self.method == "merge":
-                left = merged(module, place.value, keep)
-            elif self.method == "select-salient":
-                left = salient(module, place.value, keep)
+            elif self.method in ("merge", "select-salient"):
+                left = (merged if self.method == "merge" else salient)(module, place.value, keep)
             else:
                 spread = context.statistics[self._request(program)]
                 assert isinstance(spread, Tensor)
@@ -126,9 +126,9 @@ class PruneTokens(Pass):
         for method in ("pool", "merge", "select-salient"):
             yield Case(method, _writer, 1, options={"keep": 2, "method": method, "place": "projected"})
         yield Case("block", _writer, 1, options={"keep": 0.3, "method": "pool"})
-        yield Case("one", _writer, 1, options={"keep": 1})
+        yield Case("one", _writer, 1, options={"keep": 1, "tokens": ("vision_encoder/*",)})
         fixed: dict[str, object] = {"keep": 3, "method": "select-positions"}
-        yield Case("measured", _writer, 1, options=fixed, context=_measured(**fixed))
+        yield Case("measured", _writer, 1, (), fixed, _measured(**fixed))
         yield Case("no data", _writer, 0, ("measured on a task, and nothing was",), fixed)
         yield Case("no blocks", _writer, 0, ("leave 1, 2 of the 2 x 2",), {"keep": 3, "method": "pool"})
         yield Case("all", _writer, 0, ("which are no more than",), {"keep": 4})

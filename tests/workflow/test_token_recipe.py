@@ -65,3 +65,35 @@ def test_an_artifact_with_fewer_tokens_answers_and_is_verified(
     for name in manifest.components:
         files = [folder / "onnx" / f"{name}.onnx" for folder in (out, tmp_path / "again")]
         assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.slow
+def test_how_many_tokens_is_part_of_one_plan(tmp_path: Path, model: Path, task: Path) -> None:
+    """Of several steps for one encoder it takes one; the recipe names what it leaves fewer of, and makes the same."""
+    pruning = [{"prune-tokens": {"keep": keep, "method": "pool"}} for keep in (4, 1)]
+    passes: list[Any] = ["canonicalize", *pruning, "fold-constants"]
+    out = made(tmp_path, passes, model, task, planning="together", budgets={"max_drop": 20})
+    report, recipe = json.loads((out / "report.json").read_text()), yaml.safe_load((out / "recipe.yaml").read_text())
+    (step,) = (step["prune-tokens"] for step in recipe["passes"] if isinstance(step, dict))
+    assert step["tokens"] == ["vision_encoder/tokens"]
+    assert step["keep"] == read_manifest(out).generation.image_tokens  # type: ignore[union-attr]
+    (kind,) = report["together"]["kinds"]
+    assert (kind["name"], kind["n_sites"]) == ("prune-tokens", 1)
+    assert 0 < kind["saved_latency"] < report["together"]["whole_us"]
+    assert report["together"]["predicted_us"] < report["together"]["whole_us"]
+    assert entry.run(["optimize", "-q", "--recipe", str(out / "recipe.yaml"), "-o", str(tmp_path / "again")]) == 0
+    for name in read_manifest(out).components:
+        files = [folder / "onnx" / f"{name}.onnx" for folder in (out, tmp_path / "again")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize("pattern", ["decoder/*", "vision_encoder/layers"])
+def test_tokens_that_there_are_none_of_are_named(
+    tmp_path: Path, model: Path, task: Path, pattern: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, passes = tmp_path / "recipe.yaml", ["canonicalize", {"prune-tokens": {"keep": 4, "tokens": [pattern]}}]
+    recipe.write_text(yaml.safe_dump({"model": str(model), "task": str(task), "passes": passes}))
+    assert entry.run(["optimize", "-q", "--recipe", str(recipe), "-o", str(tmp_path / "out")]) != 0
+    error = capsys.readouterr().err.strip()
+    assert f"prune-tokens: tokens: {pattern!r} matches nothing" in error
+    assert not (tmp_path / "out").exists()

@@ -188,7 +188,8 @@ def quantize() -> Callable[[F], F]:
 def together() -> Callable[[F], F]:
     text = (
         "Make one plan for all passes: at every branch whether it is cut, narrowed, or computed in fewer bits, by what"
-        " that loses on the task and saves here. Adds widths and int8 where the recipe has none."
+        " that loses on the task and saves here. Adds widths, int8 and fewer tokens of an image where the recipe has"
+        " none."
     )
     return click.option("--together", "is_together", is_flag=True, help=text)
 

@@ -2,7 +2,7 @@
 
 At every place (a branch, or what lies outside of all branches) one structure and one precision are chosen; all pairs of
 them, and taking the place out, exclude each other. So the plan is a multiple-choice knapsack, solved exactly by
-`solving.best_cut`:
+`solving.least_loss`:
 
     minimise    sum_v x_v sum_k f_k loss_vk          x_v in {0, 1}: variant v is taken; k: the pass that loses it
     subject to  sum_v saving_vr x_v >= need_r        for every resource r that is limited
@@ -35,6 +35,7 @@ _FLOOR = 0.1  # of the median loss: below it plans are alike
 class Role(Enum):
     """How an option changes its place."""
 
+    REDUCES = "reduces"  # what one component hands on to the next
     REMOVES = "removes"
     NARROWS = "narrows"
     QUANTIZES = "quantizes"
@@ -88,10 +89,10 @@ def variants_of(options: Sequence[Option], wholes: Mapping[str, Mapping[str, flo
         wholes: what every place takes of every resource. What a width and a precision save together follows from it:
             each leaves a share, and both leave the product of the shares.
     """
-    removals = [one for one in options if one.role is Role.REMOVES]
+    whole = [one for one in options if one.role in (Role.REDUCES, Role.REMOVES)]
     widths = [one for one in options if one.role is Role.NARROWS]
     precisions = [one for one in options if one.role is Role.QUANTIZES]
-    single = [Variant((one,), one.saves) for one in (*removals, *widths, *precisions)]
+    single = [Variant((one,), one.saves) for one in (*whole, *widths, *precisions)]
     pairs = [
         Variant((width, precision), _together(width, precision, wholes))
         for width in widths

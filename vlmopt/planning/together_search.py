@@ -107,7 +107,7 @@ class TogetherSearch:
             for one in grown
             if not self.is_within(one.measurement) and one.saved(self.resource) > best
         ]
-        most = self._most(base)
+        most = self.most_saved(self.resource, base)
         top = most if number == 1 or not beyond else min(min(beyond) * 1.05, most)
         if not most > best:
             return
@@ -144,11 +144,11 @@ class TogetherSearch:
         taken = frozenset[str]().union(*(one.places for one in base))
         return [one for one in self.variants if not one.places & taken]
 
-    def _most(self, base: Sequence[Variant]) -> float:
+    def most_saved(self, resource: str, base: Sequence[Variant] = ()) -> float:
         """All that can be saved at once, what the base saves included."""
         places: dict[frozenset[str], float] = {}
         for variant in self._open(base):
-            own = variant.saves.get(self.resource, 0.0)
+            own = variant.saves.get(resource, 0.0)
             places[variant.places] = max(own, places.get(variant.places, 0.0))
         taken: set[str] = set()
         total = 0.0
@@ -156,7 +156,7 @@ class TogetherSearch:
             if not taken & where:
                 taken |= where
                 total += saved
-        return (saved_by(base, self.resource) + total) * (1 - 1e-6)
+        return (saved_by(base, resource) + total) * (1 - 1e-6)
 
     def _solve(self, origin: str, needs: Mapping[str, float], base: tuple[Variant, ...]) -> Tried | None:
         left = {name: need - saved_by(base, name) for name, need in needs.items()}
@@ -227,7 +227,7 @@ def _unmet(search: TogetherSearch) -> PlanError:
     fitting = [one for one in search.tried if search.fits(one.variants)]
     if not fitting:
         wanted = ", ".join(f"{name} by {need:.4g}" for name, need in search.needs.items())
-        most = ", ".join(f"{name} {max(one.saved(name) for one in search.tried):.4g}" for name in search.needs)
+        most = ", ".join(f"{name} {search.most_saved(name):.4g}" for name in search.needs)
         return PlanError(
             "the budgets",
             f"must save {wanted}, and all edits of the recipe together do not",

@@ -70,7 +70,7 @@ def command(
 
     With --max-drop as much computation is cut as the metric allows; with --latency, --size or --macs no more than they
     ask for, and what loses least; with both, both must hold. --quantize then takes as many layers as the drop allows;
-    --together plans cuts, widths and bits as one.
+    --together plans cuts, tokens, widths and bits as one.
 
     Options given here win over those of the recipe; the defaults hold where neither says anything. A failed gate exits
     with 3 and leaves nothing under the output's name. --skip, --stop-after and --limit change the recipe, and so the

@@ -6,6 +6,7 @@ them: they are the same layers over other weights. That is one graph for each st
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from vlmopt.devices.document import DeviceProfile
 from vlmopt.emit import emit_program
 from vlmopt.graph.branches import find_branches
 from vlmopt.graph.costing import nodes_cost
-from vlmopt.planning.together import Option, Role
+from vlmopt.planning.together import Measure, Option, Role
 from vlmopt.rewrite.pipeline import clone_program
 from vlmopt.workflow.branch_timing import branch_classes
 from vlmopt.workflow.device_predicting import predict_program
@@ -64,32 +65,42 @@ class Effects:
 
     @property
     def planned(self) -> list[str]:
-        """Components with places that can be edited."""
+        """Components with places that can be edited, or that read less once another hands on less."""
+        if any(option.role is Role.REDUCES for option in self.options):
+            return list(self.times_us)
         places = {place for option in self.options for place in option.places}
         return [name for name in self.times_us if any(place.split("/")[0] == name for place in places)]
 
 
 def effects_of(
-    state: RunState, program: Program, steps: Sequence[OpenStep], device: DeviceProfile | None = None
+    state: RunState,
+    program: Program,
+    steps: Sequence[OpenStep],
+    measure: Measure,
+    device: DeviceProfile | None = None,
 ) -> Effects:
     """Measures the options of all steps.
 
     Args:
+        measure: what edits lose on the task, where they reduce what all branches read: no branch tells of that.
         device: predicts latency on that device; measured here where there is none.
     """
     wholes = {place: {**own} for place, own in _costs(program).items()}
     options: list[Option] = []
     left_out: list[str] = []
     times_us: dict[str, float] = {}
+    reduced = {_reduction_name(*pair): edited(program, pair[0], [pair[1]]) for pair in _reductions(steps)}
+    saved_us = dict.fromkeys(reduced, 0.0)
     for name in program.components:
         groups = list(_groups(program, name, steps))
         made = state.progress.track(groups, f"edits of {name}", total=len(groups))
-        programs = {_WHOLE: program} | {one.name: edited(program, one.step, one.sites) for one in made}
+        programs = {_WHOLE: program} | {one.name: edited(program, one.step, one.sites) for one in made} | reduced
         if device is None:
             times = _measured_us(state, name, programs)
         else:
             times = _predicted_us(state, name, programs, device)
         times_us[name], losses = times[_WHOLE], None
+        saved_us = {key: saved + times_us[name] - times.get(key, math.inf) for key, saved in saved_us.items()}
         for group in groups:
             if group.name not in times:
                 left_out.append(f"{group.step.pass_.name} in {name} needs operations that the device's profile lacks")
@@ -104,7 +115,30 @@ def effects_of(
             if losses is None:
                 losses = Losses(state, program, name)
             options += _options(state, program, group, max(0.0, each) * len(group.places), losses)
+    for step, site in _reductions(steps):
+        saved = saved_us[_reduction_name(step, site)]
+        if saved > 0 or (math.isfinite(saved) and Quantity.SIZE in state.recipe.budgets.limits.limits):
+            options.append(_reduction(step, site, max(0.0, saved), measure))
+        else:
+            why = "saves no time" if math.isfinite(saved) else "needs operations that the device's profile lacks"
+            left_out.append(f"{step.pass_.name} ({step.sites[site].summary}) {why}")
     return Effects(tuple(options), wholes, times_us, tuple(left_out))
+
+
+def _reductions(steps: Sequence[OpenStep]) -> list[tuple[OpenStep, str]]:
+    return [(step, site) for step in steps if step.role is Role.REDUCES for site in step.sites]
+
+
+def _reduction_name(step: OpenStep, site: str) -> str:
+    return f"{step.number} {step.pass_.name} {site}"
+
+
+def _reduction(step: OpenStep, name: str, saved_us: float, measure: Measure) -> Option:
+    """Measured whole, on the task."""
+    edit, site = step.edit(name), step.sites[name]
+    saves = {"macs": float(site.saving.macs), "size": float(site.saving.parameters_bytes), "latency": saved_us}
+    lost = measure(frozenset({edit})).loss
+    return Option(step.pass_.name, step.role, (edit,), step.places[name], lost, saves)
 
 
 def _costs(program: Program) -> dict[str, dict[str, float]]:
@@ -124,6 +158,8 @@ def _groups(program: Program, component: str, steps: Sequence[OpenStep]) -> Iter
     }
     branches = {f"{component}/{branch.name}" for branch in find_branches(program.components[component].graph)}
     for step in steps:
+        if step.role is Role.REDUCES:
+            continue
         grouped: dict[tuple[int, ...], list[str]] = {}
         for name, site in step.sites.items():
             if site.component == component:

@@ -64,12 +64,12 @@ def plan_together(state: RunState, program: Program, passes: Sequence[Pass]) -> 
 
 def _planned(state: RunState, bound: OpenedTask, program: Program, passes: Sequence[Pass]) -> Recipe:
     steps = open_steps(state, program, passes)
+    meter = _Meter(state, bound, program, steps)
     with state.progress.stage(f"what {sum(len(step.sites) for step in steps)} sites of {len(steps)} passes do"):
-        effects = effects_of(state, program, steps, _device(state))
+        effects = effects_of(state, program, steps, meter.on_few, _device(state))
     for line in effects.left_out:
         state.progress.message(f"plan: {line}")
     variants = variants_of(effects.options, effects.wholes)
-    meter = _Meter(state, bound, program, steps)
     folded = folded_components(state.recipe, program)
     needs = {name: need for name, need in needs_of(state, program, effects.times_us, folded=folded).items() if need > 0}
     is_met = not needs and meter.max_drop is None

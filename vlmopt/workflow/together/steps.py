@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlmopt.core.contract import Context, Pass, Promise, Site
+from vlmopt.core.contract import Plan as PassPlan
 from vlmopt.core.facts import QUANTIZED
 from vlmopt.core.program import Program
 from vlmopt.graph.branches import find_branches
@@ -21,7 +22,7 @@ from vlmopt.workflow.requested import requested_statistics
 from vlmopt.workflow.run_state import RunState
 
 # The option that names the sites of a pass, where they may be planned together with those of others.
-_NAMED_BY = {**SITE_OPTIONS, "prune-ffn": "branches", "prune-heads": "branches"}
+_NAMED_BY = {**SITE_OPTIONS, "prune-ffn": "branches", "prune-heads": "branches", "prune-tokens": "tokens"}
 _WIDTH = "@"  # what stands between the branch and its width in the name of a site
 
 
@@ -63,14 +64,24 @@ def open_steps(state: RunState, program: Program, passes: Sequence[Pass]) -> lis
             continue
         context = context_of(state, program, pass_, number)
         plan = pass_.plan(program, context)
-        if are_cuts(program, plan):
-            role = Role.REMOVES
-        else:
-            role = Role.QUANTIZES if QUANTIZED in pass_.produces else Role.NARROWS
+        role = _role(program, pass_, plan)
         sites = {site.name: site for site in plan.sites if site.component not in folded}
         places = {name: _places(program, site, role) for name, site in sites.items()}
         found.append(OpenStep(number, step, pass_, context, role, sites, places))
     return found
+
+
+def _role(program: Program, pass_: Pass, plan: PassPlan) -> Role:
+    """What the sites of a pass do; those that edit neither branches nor precisions reduce what a component hands on."""
+    if are_cuts(program, plan):
+        return Role.REMOVES
+    if QUANTIZED in pass_.produces:
+        return Role.QUANTIZES
+    branches = {
+        (name, branch.name) for name, part in program.components.items() for branch in find_branches(part.graph)
+    }
+    is_inside = all((site.component, site.target[0]) in branches for site in plan.sites)
+    return Role.NARROWS if is_inside else Role.REDUCES
 
 
 def context_of(state: RunState, program: Program, pass_: Pass, number: int) -> Context:
@@ -81,7 +92,10 @@ def context_of(state: RunState, program: Program, pass_: Pass, number: int) -> C
 
 
 def _places(program: Program, site: Site, role: Role) -> frozenset[str]:
-    """The branches that a site edits, as COMPONENT/BRANCH, or its module where that lies outside of all branches."""
+    """The branches that a site edits, as COMPONENT/BRANCH, or its module where that lies outside of all branches; what
+    reduces that which a component hands on has a place of its own."""
+    if role is Role.REDUCES:
+        return frozenset({site.name})
     if role is Role.REMOVES:
         return frozenset(f"{site.component}/{name}" for name in site.target)
     if role is Role.NARROWS:
