@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from vlmopt.core import integer_products
 from vlmopt.core.program import Component
-from vlmopt.emit import emit_onnx, emit_pt2, emit_torchscript, onnx_file
+from vlmopt.emit import emit_onnx, emit_pt2, emit_torchscript, onnx_file, onnx_quantized
 from vlmopt.graph.example import DIMS, component_of
 from vlmopt.graph.modules import get_at, set_at
-from vlmopt.graph.quantized import QuantizedLeaf
+from vlmopt.graph.quantized import QuantizedLeaf, WeightBytes
 from vlmopt.graph.quantizing import blockwise_embedding, blockwise_linear, half_layer, int8_linear
 from vlmopt.graph.replay import run_outputs
 from vlmopt.verify.parity import difference, open_onnx, open_pt2, open_torchscript
@@ -45,22 +45,23 @@ class Two(nn.Module):
         return self.second(torch.relu(self.first(x)))
 
 
-def leaf_of(kind: str, layer: nn.Linear) -> QuantizedLeaf:
+def leaf_of(kind: str, layer: nn.Linear, weights: WeightBytes = "auto") -> QuantizedLeaf:
     if kind[0] in "48":
         exact = kind.endswith("exact")
         return blockwise_linear(layer, int(kind[0]), 32, rounds_input=not exact, moments=None, rounding="nearest")
     if kind.endswith("float16"):
         return half_layer(layer, getattr(torch, kind))
     ranges = None if kind == "dynamic" else (-3.0, 4.0)
-    return int8_linear(layer, input_range=ranges, is_qdq=kind == "qdq", moments=None, rounding="nearest")
+    is_qdq = kind == "qdq"
+    return int8_linear(layer, input_range=ranges, is_qdq=is_qdq, weights=weights, moments=None, rounding="nearest")
 
 
-def quantized(kind: str, dtype: torch.dtype = torch.float32) -> Component:
+def quantized(kind: str, dtype: torch.dtype = torch.float32, *, weights: WeightBytes = "auto") -> Component:
     component = component_of(Two().to(dtype), X.to(dtype))
     for path in ("first", "second"):
         layer = get_at(component.graph, path)
         assert isinstance(layer, nn.Linear)
-        set_at(component.graph, path, leaf_of(kind, layer))
+        set_at(component.graph, path, leaf_of(kind, layer, weights))
     return component
 
 
@@ -92,7 +93,7 @@ def test_unsigned_weights_are_exact_on_every_processor(
     kind: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Large values next to each other, whose sums of two products do not fit into 16 bits."""
-    monkeypatch.setattr(onnx_file, "saturates", lambda: True)
+    monkeypatch.setattr(onnx_quantized, "saturates", lambda: True)
     if way == "exported":
         monkeypatch.setattr(onnx_file, "direct_program", lambda *_: None)
     component = quantized(kind)
@@ -111,12 +112,22 @@ def test_signed_weights_are_right_where_products_do_not_saturate(
 ) -> None:
     """What the question that is asked of the runtime is for: it answers as products of a layer come out."""
     saturating = integer_products.saturates()
-    monkeypatch.setattr(onnx_file, "saturates", lambda: False)
+    monkeypatch.setattr(onnx_quantized, "saturates", lambda: False)
     component = quantized("dynamic")
     path = emit_onnx(component, DIMS, tmp_path / "m.onnx").path
     large = X.abs().sqrt()
     (wanted,), (found,) = run_outputs(component, {"x": large}), open_onnx(path)({"x": large})
     assert (difference(found, wanted) > 2e-6) == saturating
+
+
+@pytest.mark.parametrize("weights", ["signed", "unsigned"])
+def test_the_form_of_weights_that_is_asked_for_is_written_on_any_processor(
+    weights: WeightBytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_quantized, "saturates", lambda: weights == "signed")
+    path = emit_onnx(quantized("dynamic", weights=weights), DIMS, tmp_path / "m.onnx").path
+    stored = {one.data_type for one in onnx.load(path).graph.initializer if len(one.dims) == 2}
+    assert stored == {onnx.TensorProto.INT8 if weights == "signed" else onnx.TensorProto.UINT8}
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "8 bits"])
@@ -132,7 +143,7 @@ def test_a_program_in_bfloat16_is_quantized_too(kind: str, tmp_path: Path) -> No
 def test_weights_take_the_bytes_that_their_bits_say(
     is_unsigned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_file, "saturates", lambda: is_unsigned)
+    monkeypatch.setattr(onnx_quantized, "saturates", lambda: is_unsigned)
     sizes = {}
     for kind in KINDS:
         path = emit_onnx(quantized(kind), DIMS, tmp_path / f"{kind}.onnx").path

@@ -31,6 +31,7 @@ from vlmopt.recipe import QUANTIZATIONS as KINDS
 from vlmopt.recipe import PassStep, Recipe, with_quantization
 from vlmopt.registry import make_pass
 from vlmopt.rundir import LEDGER
+from vlmopt.workflow import refusing
 from vlmopt.workflow.checking_quantized import check_quantized_layers, quantized_tolerance
 
 STEPS: dict[str, dict[str, Any]] = {
@@ -178,6 +179,17 @@ def test_a_quantization_that_finds_nothing_to_do_is_no_artifact(
     assert error.startswith("error: step 2 quantize-int8: has nothing to quantize: image_encoder/")
     assert "q_proj its input on the task is always zero, or not finite, and " in error
     assert error.endswith(" more are refused; change its options, or leave it out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_signed_weights_that_cannot_be_checked_here_are_refused(
+    clip: Path, colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refusing, "saturates", lambda: True)
+    assert run(tmp_path, clip, colours, {"quantize-int8": {"weights": "signed"}}) == 1
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert error.startswith("error: quantize-int8: weights are signed, and products of signed weights saturate")
+    assert "expected unsigned or auto; leave it out, or compile where they do not" in error
     assert not (tmp_path / "out").exists()
 
 

@@ -14,7 +14,6 @@ import onnx_ir as ir
 import torch
 
 from vlmopt.core.errors import EmitError
-from vlmopt.core.integer_products import saturates
 from vlmopt.core.program import Component, Dim, TensorSpec
 from vlmopt.emit import onnx_bytes
 from vlmopt.emit.exported import export_component
@@ -77,7 +76,7 @@ def emit_onnx(
     if not MINIMUM_OPSET <= opset <= MAXIMUM_OPSET:
         raise EmitError("opset", str(opset), expected=f"{MINIMUM_OPSET} to {MAXIMUM_OPSET}")
     with _quiet():
-        model = _translated(with_unsigned_weights(component) if saturates() else component, dims, opset)
+        model = _translated(with_unsigned_weights(component), dims, opset)
         others = shared or SharedWeights()
         tidy(model, component.inputs, component.outputs, others.kept, replaceable=others.replaceable)
         branch_choices(model)

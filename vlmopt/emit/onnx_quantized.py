@@ -19,6 +19,7 @@ from onnxscript import opset18 as op
 from torch import Tensor, fx
 from torch.onnx._internal.exporter import _core
 
+from vlmopt.core.integer_products import saturates
 from vlmopt.core.program import Component
 from vlmopt.graph.modules import clone_graph, get_at, set_at
 from vlmopt.graph.quantized import (
@@ -107,9 +108,13 @@ def quantized_call(leaf: QuantizedLeaf, operand: Any, own: Weights) -> Call:
 
 
 def with_unsigned_weights(component: Component) -> Component:
-    """The component with int8 weights moved up by 128, for a runtime whose products of unsigned with signed bytes
-    saturate; only what is written to ONNX reads them so."""
-    found = {path: leaf for path, leaf in component.graph.named_modules() if isinstance(leaf, Int8Linear)}
+    """The component with int8 weights moved up by 128 where their layer asks for it, or leaves it open and products of
+    unsigned with signed bytes saturate in the runtime here; only what is written to ONNX reads them so."""
+    found = {
+        path: leaf
+        for path, leaf in component.graph.named_modules()
+        if isinstance(leaf, Int8Linear) and (leaf.weights == "unsigned" or (leaf.weights == "auto" and saturates()))
+    }
     if not found:
         return component
     graph = clone_graph(component.graph)

@@ -22,7 +22,7 @@ _LEAVES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
         nn.Conv2d,
         ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
     ),
-    "Int8Linear": (Int8Linear, ("in_features", "out_features", "is_static", "is_qdq")),
+    "Int8Linear": (Int8Linear, ("in_features", "out_features", "is_static", "is_qdq", "weights")),
     "BlockwiseLinear": (BlockwiseLinear, ("in_features", "out_features", "bits", "block", "rounds_input")),
     "HalfLinear": (HalfLinear, ("in_features", "out_features")),
     "HalfEmbedding": (HalfEmbedding, ("num_embeddings", "embedding_dim")),

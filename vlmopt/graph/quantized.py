@@ -18,13 +18,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
 
 from vlmopt.core.program import Component
 from vlmopt.graph.modules import clone_graph, get_at, set_at
+
+WeightBytes = Literal["auto", "signed", "unsigned"]  # of int8 weights in an ONNX file
 
 
 class QuantizedLeaf(nn.Module):
@@ -71,7 +73,8 @@ class Int8Linear(QuantizedLeaf):
     """`y = (x_q - zero) W_q * (s_x s_w) + b` in integers.
 
     Shapes: weight [in, out] int8, scale [out], bias [out] or None; with `is_static` the scale [] and zero point [] of
-    the input, uint8. x is [..., in]. `is_qdq` is how a static range is written in ONNX.
+    the input, uint8. x is [..., in]. `is_qdq` is how a static range is written in ONNX, `weights` how the weight is: as
+    it is, moved up by 128 and unsigned, or whichever of the two the runtime multiplies right on this machine.
     """
 
     def __init__(
@@ -81,11 +84,12 @@ class Int8Linear(QuantizedLeaf):
         bias: bool = True,
         is_static: bool = False,
         is_qdq: bool = False,
+        weights: WeightBytes = "auto",
         device: Any = None,
     ) -> None:
         super().__init__(8)
         self.in_features, self.out_features = in_features, out_features
-        self.is_static, self.is_qdq = is_static, is_qdq
+        self.is_static, self.is_qdq, self.weights = is_static, is_qdq, weights
         self.register_buffer("weight", torch.empty(in_features, out_features, dtype=torch.int8, device=device))
         self.register_buffer("scale", torch.empty(out_features, device=device))
         self.register_buffer("bias", torch.empty(out_features, device=device) if bias else None)

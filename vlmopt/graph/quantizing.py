@@ -14,7 +14,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vlmopt.graph.quantized import BlockwiseEmbedding, BlockwiseLinear, HalfEmbedding, HalfLinear, Int8Linear
+from vlmopt.graph.quantized import (
+    BlockwiseEmbedding,
+    BlockwiseLinear,
+    HalfEmbedding,
+    HalfLinear,
+    Int8Linear,
+    WeightBytes,
+)
 
 Rounding = Literal["nearest", "gptq"]
 
@@ -140,6 +147,7 @@ def int8_linear(
     *,
     input_range: tuple[float, float] | None,
     is_qdq: bool = False,
+    weights: WeightBytes = "auto",
     moments: Moments | None,
     rounding: Rounding,
 ) -> Int8Linear:
@@ -147,7 +155,7 @@ def int8_linear(
     fixed."""
     found = rounded(linear.weight.detach(), 8, linear.in_features, moments, rounding)
     shape = linear.in_features, linear.out_features
-    leaf = Int8Linear(*shape, linear.bias is not None, input_range is not None, is_qdq, device="meta")
+    leaf = Int8Linear(*shape, linear.bias is not None, input_range is not None, is_qdq, weights, device="meta")
     leaf.weight, leaf.scale = found.levels[:, 0].T.to(torch.int8).contiguous(), found.scale[:, 0].float()
     leaf.bias = _shifted(linear, found, moments)
     if input_range is not None:

@@ -8,6 +8,7 @@ from vlmopt.core.contract import Pass
 from vlmopt.core.errors import PlanError, RecipeError
 from vlmopt.core.facts import QUANTIZED
 from vlmopt.core.formats import refuse_missing
+from vlmopt.core.integer_products import saturates
 from vlmopt.core.program import Program
 from vlmopt.devices.document import read_device_profile
 from vlmopt.profiling.document import read_profile
@@ -50,6 +51,8 @@ def refuse_early(recipe: Recipe) -> None:
             "add the pass quantize-weights with bits: 16 and half: bfloat16"
         )
         raise RecipeError("dtype", found, expected="float32 or float16", remedy=remedy)
+    if any(step.options.get("weights") == "signed" for step in recipe.passes if step.name == "quantize-int8"):
+        _refuse_signed(recipe)
     if recipe.profile.file is not None:
         read_profile(Path(recipe.profile.file))
     is_in_turn = recipe.planning == "in-turn" and any(_leaves_the_choice(step) for step in recipe.passes)
@@ -58,6 +61,14 @@ def refuse_early(recipe: Recipe) -> None:
         raise RecipeError("device_profile", found, remedy="pass --together, or leave it out")
     if recipe.device_profile is not None:  # of another device as often as not, and so of another runtime
         read_device_profile(Path(recipe.device_profile), allow_other_runtime=True)
+
+
+def _refuse_signed(recipe: Recipe) -> None:
+    """Refuses files that this processor would compute wrong, so that nothing could be checked in them."""
+    if saturates() and {"onnx", "openvino"} & set(recipe.emit):
+        found = "weights are signed, and products of signed weights saturate here, so no file could be checked"
+        remedy = "leave it out, or compile where they do not (x86 with VNNI, ARM)"
+        raise RecipeError("quantize-int8", found, expected="unsigned or auto", remedy=remedy)
 
 
 def refuse_recovery(recipe: Recipe, program: Program) -> None:
