@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from vlmopt.core.energy import EnergyMeter, energy_meter
 from vlmopt.core.machine import n_native_threads
+from vlmopt.core.sessions import drop_garbage, n_alive
 
 MAX_SAMPLES = 100  # so many quantiles tell a distribution apart from its neighbours
 
@@ -107,14 +108,10 @@ def measure_latency(
     rounds, meter = min(rounds, runs), meter or energy_meter()
     shares = [runs // rounds + (turn < runs % rounds) for turn in range(rounds)]
     found: dict[str, list[_Turn]] = {name: [] for name in factories}
-    gc.collect()
-    gc.freeze()  # what is alive now need not be looked at after every session: that takes longer than the timing
-    try:
-        for share in shares:
-            for name, make in factories.items():
-                found[name].append(_timed(make, dict(feeds[name]), meter, runs=share, warmup=warmup))
-    finally:
-        gc.unfreeze()
+    drop_garbage()
+    for share in shares:
+        for name, make in factories.items():
+            found[name].append(_timed(make, dict(feeds[name]), meter, runs=share, warmup=warmup))
     return LatencyTable({name: _summary(turns) for name, turns in found.items()})
 
 
@@ -130,15 +127,17 @@ class _Turn:
 def _timed(
     make: Callable[[], Runnable], feed: dict[str, NDArray[Any]], meter: EnergyMeter, *, runs: int, warmup: int
 ) -> _Turn:
-    before = n_native_threads()
+    before, n_others = n_native_threads(), n_alive()
     session = make()
     # Counted, since ONNX Runtime chooses a number that it does not tell; the caller's own thread works as well.
     after = n_native_threads()
     n_threads = None if before is None or after is None else 1 + max(0, after - before)
+    was_collecting = gc.isenabled()
     try:
         for _ in range(warmup):
             session.run(None, feed)
         times = []
+        gc.disable()  # a call is not charged with what others left
         energy = meter.start()
         for _ in range(runs):
             start = time.perf_counter()
@@ -146,8 +145,10 @@ def _timed(
             times.append((time.perf_counter() - start) * 1e3)
         return _Turn(times, n_threads, meter.joules_since(energy))
     finally:
+        if was_collecting:
+            gc.enable()
         del session
-        gc.collect()  # the threads of a session that a cycle keeps alive would spin on
+        drop_garbage(at_most=n_others)
 
 
 def _summary(turns: list[_Turn]) -> Latency:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from vlmopt.core.errors import ArtifactError
 from vlmopt.core.manifest import ComponentEntry, DimEntry, TensorEntry, content_problems, read_manifest
 from vlmopt.core.session_choice import Optimization
+from vlmopt.core.sessions import opened
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -116,7 +117,7 @@ def open_session(
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(one)) for one in weights.values()]
         options.add_external_initializers(list(weights), values)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=chosen)
+        return opened(onnxruntime.InferenceSession(str(path), options, providers=chosen))
     except Exception as problem:  # ONNX Runtime's own exceptions share no public base class
         reason = " ".join(str(problem).split())[:200]
         raise ArtifactError(

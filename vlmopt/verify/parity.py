@@ -17,6 +17,7 @@ from vlmopt.core.errors import ArtifactError
 from vlmopt.core.formats import is_installed, remedy_for
 from vlmopt.core.program import Assembly, Component, Dim, Program
 from vlmopt.core.session_choice import Optimization
+from vlmopt.core.sessions import opened
 from vlmopt.core.workload import Feed
 from vlmopt.graph.replay import run_outputs
 from vlmopt.graph.similarity import class_embeddings, similarity_logits
@@ -99,7 +100,7 @@ def open_onnx(path: Path, weights: Mapping[str, Tensor] | None = None, *, optimi
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays]
         options.add_external_initializers(list(weights), values)
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = opened(onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
     except Exception as error:
         raise ArtifactError(str(path), f"ONNX Runtime cannot load it ({str(error).splitlines()[0][:200]})") from error
     names = {value.name.replace(".", "_"): value.name for value in session.get_inputs()}
