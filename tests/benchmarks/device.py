@@ -25,7 +25,7 @@ from vlmopt.devices.document import DeviceProfile, GraphCheck
 from vlmopt.devices.inside import times_inside
 from vlmopt.devices.operations import GraphOperations, operations_of
 from vlmopt.devices.predicting import predict
-from vlmopt.devices.whole import quietest_us
+from vlmopt.devices.whole import call_costs
 from vlmopt.graph.branches import find_branches
 from vlmopt.workflow.cutting import cut_program
 from vlmopt.workflow.device_graphs import DeviceGraph, captured, graphs_of
@@ -62,9 +62,9 @@ def _latency_model() -> dict[str, float | str]:
         if lacking:
             alone = alone.with_more(measure_operations(lacking, threads=1, progress=Silent()))
         calls = {str(i): (graph.path, graph.feed) for i, graph in enumerate(graphs)}
-        times = quietest_us(calls, threads=1, progress=Silent())
+        times = call_costs(calls, threads=1, progress=Silent())
         clock = times_inside(graphs[0].path, graphs[0].feed, whole, threads=1)
-    measured = [times[str(i)] for i in range(len(graphs))]
+    measured = [times[str(i)].us for i in range(len(graphs))]
     fitted = _fitted(alone, whole, measured[0])
     costs = branch_costs(tower, TOWER, fitted, place="here", progress=Silent())
     inside = alone.model_copy(update={"operations": {**alone.operations, **clock}})

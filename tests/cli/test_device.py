@@ -28,6 +28,22 @@ def test_show_prints_machine_errors_and_the_dearest_first(file: Path, capsys: py
     assert text.index("MatMul") < text.index("Relu")
 
 
+def test_energy_is_shown_where_it_could_be_read_and_why_not_where_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "here.json"
+    for joules, note in (
+        (0.0021, "package energy, other processes included"),
+        (None, "energy is unavailable: no zone"),
+    ):
+        check = GraphCheck(component="m", n_operations=3, predicted_us=90.0, measured_us=100.0, joules=joules)
+        path.write_text(profile({"Relu": 3.0}).model_copy(update={"checks": (check,), "energy": note}).to_json())
+        assert entry.run(["device", "show", str(path)]) == 0
+        text = capsys.readouterr().out
+        assert ("m: 100 us measured, 2.1 mJ, 3 operations" in text) == (joules is not None)
+        assert f"{note[0].upper()}{note[1:]}." in text
+
+
 def test_show_as_json_is_json(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert entry.run(["device", "show", str(file), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

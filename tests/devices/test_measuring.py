@@ -15,6 +15,7 @@ import onnx
 import pytest
 
 from tests.devices.graphs import choice, stack
+from vlmopt.core.energy import Counter, EnergyMeter
 from vlmopt.core.progress import Silent
 from vlmopt.devices import measure
 from vlmopt.devices.alone import ROTATED_BYTES, write_folder
@@ -22,7 +23,7 @@ from vlmopt.devices.document import profile_of_results, read_results
 from vlmopt.devices.inside import times_inside
 from vlmopt.devices.operations import operations_of
 from vlmopt.devices.predicting import predict
-from vlmopt.devices.whole import quietest_us
+from vlmopt.devices.whole import call_costs
 
 X = np.random.default_rng(0).standard_normal((1, 4, 256)).astype(np.float32)
 QUICK = {"rounds": 3, "seconds": 0.02}
@@ -71,8 +72,21 @@ def test_the_sum_of_operations_is_near_the_whole_graph(tmp_path: Path) -> None:
     operations = operations_of(path, feed)
     write_folder(operations.examples.values(), tmp_path / "folder", level="all")
     profile = profile_of_results(measure.measure(tmp_path / "folder", threads=1, track=untracked, rounds=4))
-    whole = quietest_us({"whole": (path, feed)}, threads=1, progress=Silent(), rounds=4)["whole"]
+    whole = call_costs({"whole": (path, feed)}, threads=1, progress=Silent(), rounds=4)["whole"].us
     assert predict(operations, profile, place="here").us == pytest.approx(whole, rel=0.5)
+
+
+def test_joules_of_a_call_are_those_of_all_calls_shared_out(tmp_path: Path) -> None:
+    feed, readings = {"x": np.zeros((1, 4, 64), dtype=np.float32)}, iter(range(0, 10_000, 500))
+    calls = {"whole": (stack(tmp_path / "a.onnx"), feed)}
+    known = EnergyMeter([Counter(lambda: next(readings), 1.0)])
+    costs = [
+        call_costs(calls, threads=1, progress=Silent(), rounds=2, seconds=10.0, meter=meter)["whole"]
+        for meter in (known, EnergyMeter((), unavailable="no counters"))
+    ]
+    assert costs[0].joules == pytest.approx(500 / (measure.WARMUP + measure._MOST_RUNS))
+    assert costs[1].joules is None
+    assert all(cost.us > 0 for cost in costs)
 
 
 def test_the_runner_needs_nothing_of_ours_and_its_results_are_a_profile(folder: Path) -> None:

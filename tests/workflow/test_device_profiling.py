@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,6 +60,28 @@ def test_an_artifact_is_profiled_as_it_lies_there(classifier: Path, tmp_path: Pa
         profile_device(str(classifier), tmp_path / "other.json", image_size=(32, 32))
     with pytest.raises(VlmoptError, match="'nose' is not there; expected one of"):
         profile_device(str(classifier), tmp_path / "other.json", components=["nose"])
+
+
+def test_operations_of_edits_are_known_before_there_is_a_plan(clip: Path, classifier: Path, tmp_path: Path) -> None:
+    """Of int8 and of every width, in both precisions."""
+    plain, folder = tmp_path / "plain", tmp_path / "folder"
+    export_operations(str(clip), plain, components=["image_encoder"])
+    export_operations(str(clip), folder, components=["image_encoder"], together=True)
+    alone, more = ({entry["signature"] for entry in _plan(one)["entries"]} for one in (plain, folder))
+    assert alone < more
+    products = [name for name in more - alone if "MatMulIntegerToFloat" in name or "DynamicQuantizeMatMul" in name]
+    for size in ("uint8[32,32]", "uint8[32,16]", "uint8[16,32]"):  # whole, and narrower in front and behind
+        assert any(f"constant {size}" in name for name in products), size
+    with pytest.raises(VlmoptError, match="an artifact holds its plan already; pass the model"):
+        export_operations(str(classifier), tmp_path / "other", together=True)
+    with pytest.raises(VlmoptError, match="'nose' is not there"):
+        export_operations(str(clip), tmp_path / "other", components=["nose"], together=True)
+    assert not (tmp_path / "other").exists()
+
+
+def _plan(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / measure.PLAN).read_text(encoding="utf-8"))
+    return found
 
 
 def test_what_a_device_measured_predicts_the_model_there(clip: Path, tmp_path: Path) -> None:

@@ -138,6 +138,17 @@ def test_a_plan_for_another_device_leaves_out_what_its_profile_does_not_know(run
     assert {kind["name"] for kind in report["together"]["kinds"] if kind["n_sites"]} == {"skip-branches"}
 
 
+@pytest.mark.slow
+def test_a_profile_that_knows_the_edits_leaves_none_out(run: _Run, tmp_path: Path) -> None:
+    profile, out = tmp_path / "device.json", tmp_path / "out"
+    words = ["device", "profile", "-q", "-m", str(run.model), "-o", str(profile), "--threads", "1", "--rounds", "1"]
+    assert entry.run([*words, "--together"]) == 0
+    words = ["optimize", "-q", "-m", str(run.model), "-t", str(run.task), "-o", str(out), "--together"]
+    assert entry.run([*words, "--latency", "0.6x", "--device-profile", str(profile)]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert not any("profile lacks" in line for line in report["together"]["left_out"])
+
+
 def test_a_search_for_a_fault_wants_the_sites_written_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("{model: m, task: t, planning: together, budgets: {max_drop: 1}}")

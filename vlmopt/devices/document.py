@@ -53,13 +53,15 @@ class OperationTime(_Strict):
 class GraphCheck(_Strict):
     """A whole graph beside the plain sum of its operations, both in microseconds of a quiet round.
 
-    The sum is that of times measured alone, without `node_us`, which is fitted to these very graphs.
+    The sum is that of times measured alone, without `node_us`, which is fitted to these very graphs. `joules` are those
+    of a call, None where they could not be read.
     """
 
     component: str
     n_operations: int
     predicted_us: float
     measured_us: float
+    joules: float | None = None
 
     @property
     def error(self) -> float:
@@ -79,6 +81,7 @@ class DeviceProfile(_Strict):
     clock: Literal["thread", "wall"]  # of one thread its own, which stands still while other programs have the core
     rotated_bytes: int  # weights that the copies of an operation have together: more than caches hold
     call_us: float  # of a graph without operations
+    energy: str = ""  # what joules cover, or why there are none
     node_us: float = 0.0  # what an operation takes on top among others: fitted to whole graphs, 0 where none was timed
     operations: dict[str, OperationTime]
     failed: dict[str, str] = {}

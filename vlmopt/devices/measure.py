@@ -31,7 +31,7 @@ SCHEMA = 1
 PLAN, RESULTS, MODELS = "plan.json", "results.json", "models"
 EMPTY = ""  # the signature of the model that holds no operation: what a call itself takes
 ROUNDS, SECONDS = 5, 0.12
-_WARMUP, _FEWEST_RUNS, _MOST_RUNS = 2, 5, 200
+WARMUP, _FEWEST_RUNS, _MOST_RUNS = 2, 5, 200
 _BLOCK_BYTES = 1 << 22
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
 
@@ -181,7 +181,7 @@ def run_times_us(session: Any, inputs: Mapping[str, Any], *, threads: int, secon
         binding.bind_ortvalue_input(name, value)
     for output in session.get_outputs():
         binding.bind_output(output.name)
-    for _ in range(_WARMUP):
+    for _ in range(WARMUP):
         session.run_with_iobinding(binding)
     times: list[float] = []
     start = time.perf_counter()

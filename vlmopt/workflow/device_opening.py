@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -10,40 +13,72 @@ from torch import Tensor
 
 from vlmopt.core.errors import ArtifactError, VlmoptError
 from vlmopt.core.manifest import MANIFEST, TensorEntry, read_manifest
-from vlmopt.core.progress import Progress
+from vlmopt.core.program import Program
+from vlmopt.core.progress import Progress, Silent
 from vlmopt.graph.assembled import DECODER
 from vlmopt.workflow.artifact import recorded_cases
+from vlmopt.workflow.device_edits import edited_programs
 from vlmopt.workflow.device_graphs import DeviceGraph, captured, graphs_of
 from vlmopt.workflow.publishing import CASES
 from vlmopt.workflow.timing import NEXT_TOKEN
 
 
-def open_graphs(
-    source: str,
-    folder: Path,
-    *,
-    image_size: tuple[int, int] | None,
-    components: Sequence[str],
-    allow_pickle: bool,
-    progress: Progress,
-) -> list[DeviceGraph]:
-    """The graphs of an artifact as they lie there, or those of a model, emitted into the folder as a run without cuts
-    would emit them.
+@dataclass
+class DeviceSource:
+    """A model, captured at most once, or an artifact.
 
-    Raises:
-        VlmoptError: neither, or it has no such component.
+    Args:
+        image_size: height and width that a model is captured at; by default its processor's.
+        components: only graphs of these titles; all where there are none.
     """
-    if (Path(source) / MANIFEST).is_file():
-        if image_size is not None:
+
+    source: str
+    image_size: tuple[int, int] | None = None
+    components: Sequence[str] = ()
+    allow_pickle: bool = False
+    progress: Progress = field(default_factory=Silent)
+
+    @property
+    def is_artifact(self) -> bool:
+        return (Path(self.source) / MANIFEST).is_file()
+
+    @cached_property
+    def _program(self) -> Program:
+        return captured(self.source, self.image_size, self.allow_pickle, self.progress)
+
+    def graphs(self, folder: Path) -> list[DeviceGraph]:
+        """The graphs of an artifact as they lie there, or those of a model, emitted into the folder as a run without
+        cuts would emit them.
+
+        Raises:
+            VlmoptError: neither, or it has no such component.
+        """
+        if not self.is_artifact:
+            return self._asked_for(graphs_of(self._program, folder, progress=self.progress))
+        if self.image_size is not None:
             raise VlmoptError("--image-size", "an artifact has the size it was made for", remedy="leave it out")
-        graphs = _of_artifact(Path(source))
-    else:
-        graphs = graphs_of(captured(source, image_size, allow_pickle, progress), folder, progress=progress)
-    titles = [graph.title for graph in graphs]
-    unknown = [name for name in components if name not in titles]
-    if unknown:
-        raise VlmoptError("--component", f"{unknown[0]!r} is not there", expected=f"one of {', '.join(titles)}")
-    return [graph for graph in graphs if not components or graph.title in components]
+        return self._asked_for(_of_artifact(Path(self.source)))
+
+    def edited(self) -> Iterator[DeviceGraph]:
+        """The graphs of a model behind the edits that one plan may make; a file is there until the next one is asked
+        for.
+
+        Raises:
+            VlmoptError: it is an artifact, or has no such component.
+        """
+        if self.is_artifact:
+            remedy = "pass the model that it was made from"
+            raise VlmoptError("--together", "an artifact holds its plan already", remedy=remedy)
+        for program in edited_programs(self._program):
+            with tempfile.TemporaryDirectory(prefix="vlmopt-edited-") as place:
+                yield from self._asked_for(graphs_of(program, Path(place), progress=self.progress))
+
+    def _asked_for(self, graphs: list[DeviceGraph]) -> list[DeviceGraph]:
+        titles = [graph.title for graph in graphs]
+        unknown = [name for name in self.components if name not in titles]
+        if unknown:
+            raise VlmoptError("--component", f"{unknown[0]!r} is not there", expected=f"one of {', '.join(titles)}")
+        return [graph for graph in graphs if not self.components or graph.title in self.components]
 
 
 def _of_artifact(path: Path) -> list[DeviceGraph]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vlmopt.core.energy import energy_meter
 from vlmopt.core.errors import OutputExistsError, ProfileError
 from vlmopt.core.machine import n_cores
 from vlmopt.core.progress import Progress, Silent
@@ -24,10 +25,10 @@ from vlmopt.devices.document import (
 from vlmopt.devices.inside import times_inside
 from vlmopt.devices.operations import GraphOperations, Level, Operation, operations_of
 from vlmopt.devices.predicting import predict
-from vlmopt.devices.whole import quietest_us
+from vlmopt.devices.whole import CallCost, call_costs
 from vlmopt.rundir import RunFile, disk_errors
 from vlmopt.workflow.device_graphs import DeviceGraph
-from vlmopt.workflow.device_opening import open_graphs
+from vlmopt.workflow.device_opening import DeviceSource
 from vlmopt.workflow.profiling import digest
 
 
@@ -39,6 +40,7 @@ def profile_device(
     image_size: tuple[int, int] | None = None,
     components: Sequence[str] = (),
     allow_pickle: bool = False,
+    together: bool = False,
     rounds: int = measure.ROUNDS,
     update: bool = False,
     force: bool = False,
@@ -49,6 +51,7 @@ def profile_device(
     Args:
         image_size: height and width that a model is captured at; by default its processor's.
         components: only these; by default all.
+        together: operations of the edits that one plan may make as well, but for those with graphs inside.
         rounds: turns of every operation; the quietest counts.
         update: an existing file keeps its times and gets those that it lacks.
 
@@ -60,8 +63,10 @@ def profile_device(
     with RunFile(output, key=digest([source]), force=force or update) as run:
         known = read_device_profile(output) if update and output.exists() else None
         asked = threads or (known.runtime.threads if known is not None else n_cores())
-        with _found_operations(source, image_size, components, allow_pickle, show) as found:
-            profile = _measured(found, known, threads=asked, rounds=rounds, progress=show)
+        graphs = DeviceSource(source, image_size, components, allow_pickle, show)
+        more = _of_edits(graphs) if together else {}
+        with _found_operations(graphs) as found:
+            profile = _measured(found, known, more, threads=asked, rounds=rounds, progress=show)
         run.publish(profile.to_json())
     return described(profile)
 
@@ -73,6 +78,7 @@ def export_operations(
     image_size: tuple[int, int] | None = None,
     components: Sequence[str] = (),
     allow_pickle: bool = False,
+    together: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Writes the operations of a model's graphs as a folder that `measure.py` in it measures on another device.
@@ -85,8 +91,10 @@ def export_operations(
     show = progress or Silent()
     if folder.exists():
         raise OutputExistsError(str(folder), "exists already", remedy="choose another path")
-    with _found_operations(source, image_size, components, allow_pickle, show, level="extended") as found:
-        examples = _examples([graph for _, graph in found])
+    graphs = DeviceSource(source, image_size, components, allow_pickle, show)
+    more = _of_edits(graphs, level="extended") if together else {}
+    with _found_operations(graphs, level="extended") as found:
+        examples = {**more, **_examples([graph for _, graph in found])}
         with disk_errors(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".vlmopt-", dir=folder.parent) as place:
@@ -110,27 +118,19 @@ Found = list[tuple[DeviceGraph, GraphOperations]]
 
 
 @contextmanager
-def _found_operations(
-    source: str,
-    image_size: tuple[int, int] | None,
-    components: Sequence[str],
-    allow_pickle: bool,
-    progress: Progress,
-    *,
-    level: Level = "all",
-) -> Iterator[Found]:
+def _found_operations(source: DeviceSource, *, level: Level = "all") -> Iterator[Found]:
     """The emitted graphs, which are there until this is left, with what ONNX Runtime makes of each."""
     with tempfile.TemporaryDirectory(prefix="vlmopt-device-") as place:
-        graphs = open_graphs(
-            source,
-            Path(place),
-            image_size=image_size,
-            components=components,
-            allow_pickle=allow_pickle,
-            progress=progress,
-        )
-        tracked = progress.track(graphs, "reading what ONNX Runtime makes of", total=len(graphs))
+        graphs = source.graphs(Path(place))
+        tracked = source.progress.track(graphs, "reading what ONNX Runtime makes of", total=len(graphs))
         yield [(graph, operations_of(graph.path, graph.feed, level=level)) for graph in tracked]
+
+
+def _of_edits(source: DeviceSource, *, level: Level = "all") -> dict[str, Operation]:
+    """Operations that stand alone of the graphs that edits of one plan may leave."""
+    with source.progress.stage("operations of the edits that one plan may make"):
+        found = [operations_of(graph.path, graph.feed, level=level) for graph in source.edited()]
+    return {name: one for name, one in _examples(found).items() if one.stands_alone}
 
 
 def _examples(graphs: Sequence[GraphOperations]) -> dict[str, Operation]:
@@ -138,18 +138,21 @@ def _examples(graphs: Sequence[GraphOperations]) -> dict[str, Operation]:
 
 
 def _measured(
-    found: Found, known: DeviceProfile | None, *, threads: int, rounds: int, progress: Progress
+    found: Found,
+    known: DeviceProfile | None,
+    more: Mapping[str, Operation],
+    *,
+    threads: int,
+    rounds: int,
+    progress: Progress,
 ) -> DeviceProfile:
     """Times of what is not known yet, joined with what is, and every whole graph beside its sum."""
     if known is not None:
         _require_here(known, threads)
-    missing = {
-        name: one
-        for name, one in _examples([graph for _, graph in found]).items()
-        if known is None or name not in known.operations
-    }
+    examples = {**more, **_examples([graph for _, graph in found])}
+    missing = {name: one for name, one in examples.items() if known is None or name not in known.operations}
     # Before and after: a machine slows down and speeds up, and the sum is held against the quieter of the two.
-    before = _whole_us(found, threads=threads, rounds=rounds, progress=progress)
+    before = _call_costs(found, threads=threads, rounds=rounds, progress=progress)
     profile = measure_operations(missing, threads=threads, rounds=rounds, progress=progress)
     inside = {name for name, one in missing.items() if not one.stands_alone} | set(profile.failed)
     for graph, operations in found:
@@ -158,17 +161,21 @@ def _measured(
             added = {name: time for name, time in times.items() if name in inside}
             profile = profile.model_copy(update={"operations": {**profile.operations, **added}})
             inside -= added.keys()
-    after = _whole_us(found, threads=threads, rounds=rounds, progress=progress)
+    after = _call_costs(found, threads=threads, rounds=rounds, progress=progress)
     if known is not None:
         profile = known.with_more(profile)
     checks = {check.component: check for check in profile.checks}
     for graph, operations in found:
         predicted = predict(operations, profile, place="device profile").sum_us
-        whole = min(before[graph.title], after[graph.title])
+        quieter = min(before[graph.title], after[graph.title], key=lambda cost: cost.us)
         checks[graph.title] = GraphCheck(
-            component=graph.title, n_operations=operations.counts.total(), predicted_us=predicted, measured_us=whole
+            component=graph.title,
+            n_operations=operations.counts.total(),
+            predicted_us=predicted,
+            measured_us=quieter.us,
+            joules=quieter.joules,
         )
-    return profile.model_copy(update={"checks": tuple(checks.values())}).fitted()
+    return profile.model_copy(update={"checks": tuple(checks.values()), "energy": energy_meter().note}).fitted()
 
 
 def _require_here(known: DeviceProfile, threads: int) -> None:
@@ -197,7 +204,7 @@ def measure_operations(
     return profile_of_results(found)
 
 
-def _whole_us(found: Found, *, threads: int, rounds: int, progress: Progress) -> dict[str, float]:
-    """Microseconds of every graph in its quietest round."""
+def _call_costs(found: Found, *, threads: int, rounds: int, progress: Progress) -> dict[str, CallCost]:
+    """Time and energy of a call of every graph."""
     calls = {one.title: (one.path, one.feed) for one, _ in found}
-    return quietest_us(calls, threads=threads, rounds=rounds, progress=progress)
+    return call_costs(calls, threads=threads, rounds=rounds, progress=progress)

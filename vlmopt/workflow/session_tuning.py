@@ -23,7 +23,7 @@ from vlmopt.verify.parity import check_file
 from vlmopt.workflow.artifact import AS_RECORDED, recorded_cases
 from vlmopt.workflow.budgeting import LATENCY_NOISE
 from vlmopt.workflow.device_graphs import DeviceGraph
-from vlmopt.workflow.device_opening import open_graphs
+from vlmopt.workflow.device_opening import DeviceSource
 from vlmopt.workflow.publishing import CASES
 from vlmopt.workflow.timing import time_variants
 
@@ -50,7 +50,7 @@ def tune_session(path: Path, *, runs: int = _RUNS, progress: Progress | None = N
     """
     show = progress or Silent()
     manifest = read_manifest(path)
-    graphs = open_graphs(str(path), path, image_size=None, components=(), allow_pickle=False, progress=show)
+    graphs = DeviceSource(str(path), progress=show).graphs(path)
     variants = variants_of(n_cores())
     times = _times_us(graphs, variants, runs=runs, progress=show)
     ranked = fastest_first(times, default=variants[0])

@@ -43,6 +43,11 @@ def _graphs(function: F) -> F:
     return function
 
 
+def _together(function: F) -> F:
+    text = "Also the operations of what `vlmopt optimize --together` may leave: int8, narrower layers, fewer tokens."
+    return click.option("--together", is_flag=True, help=text)(function)
+
+
 def _other_runtime(function: F) -> F:
     text = "Take times of another version of ONNX Runtime than the installed one."
     return click.option("--other-runtime", "allow_other_runtime", is_flag=True, help=text)(function)
@@ -59,6 +64,7 @@ def command() -> None:
 
 @command.command("profile", short_help="Measure every operation of a model's graphs on this machine.")
 @_graphs
+@_together
 @options.output("JSON file to create.", is_required=True)
 @options.threads()
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Turns of every operation.")
@@ -87,6 +93,7 @@ def profile(ctx: click.Context, /, source: str, output: Path, *, is_json: bool, 
 
 @command.command("export", short_help="Write a folder that measures a model's operations on another device.")
 @_graphs
+@_together
 @options.output("Folder to create.", is_required=True)
 @options.as_json()
 @options.common
@@ -213,11 +220,15 @@ def tune(ctx: click.Context, /, path: Path, *, runs: int, is_json: bool) -> None
 
 
 def _show_checks(found: Mapping[str, Any]) -> None:
+    from vlmopt.report.quantities import energy
+
     for check in found["checks"]:
-        show(
-            f"{check['component']}: {check['measured_us']:.0f} us measured, {check['n_operations']} operations alone "
-            f"take {check['predicted_us']:.0f} us ({100 * check['error']:+.1f} %)"
-        )
+        joules = "" if check["joules"] is None else f", {energy(check['joules'])}"
+        measured = f"{check['component']}: {check['measured_us']:.0f} us measured{joules}"
+        alone = f"{check['n_operations']} operations alone take {check['predicted_us']:.0f} us"
+        show(f"{measured}, {alone} ({100 * check['error']:+.1f} %)")
+    if found["energy"]:
+        show(f"{found['energy'][0].upper()}{found['energy'][1:]}.")
 
 
 def _show_operations(rows: Mapping[str, Any]) -> None:
