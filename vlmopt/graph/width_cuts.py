@@ -110,17 +110,33 @@ def _site(program: Program, place: Place, wanted: Wanted, context: Context) -> S
 
 def apply_cut(program: Program, site: Site, find: Finding, context: Context, *, compensates: bool) -> None:
     """Cuts what the site names, in place; nothing where it was cut to another width before, or is gone."""
-    name, n_units, n_kept = site.target
+    found = _place_of(program, site, find)
+    if found is None:
+        return
+    place, group = found
+    rows = _rows(place, group, context)
+    if rows is not None:
+        choice = _choice(place, group, rows, int(site.target[2]), compensates=compensates)
+        program.components[site.component] = _cut(place.component, group, choice)
+
+
+def cut_anyhow(program: Program, site: Site, find: Finding) -> None:
+    """Keeps as many units as the site says, the first ones: for who needs the sizes alone."""
+    found = _place_of(program, site, find)
+    if found is not None:
+        place, group = found
+        program.components[site.component] = narrowed(place.component, group, range(int(site.target[2])))
+
+
+def _place_of(program: Program, site: Site, find: Finding) -> tuple[Place, Group] | None:
+    """What a site cuts; None where it was cut to another width before, or is gone."""
+    name, n_units, _ = site.target
     component = program.components[site.component]
     branch = next((one for one in find_branches(component.graph) if one.name == name), None)
     group = "" if branch is None else find(program, component, branch)
     if branch is None or isinstance(group, str) or group.n_units != int(n_units):
-        return
-    place = Place(f"{component.name}/{name}", component, branch, group)
-    rows = _rows(place, group, context)
-    if rows is not None:
-        choice = _choice(place, group, rows, int(n_kept), compensates=compensates)
-        program.components[component.name] = _cut(component, group, choice)
+        return None
+    return Place(f"{component.name}/{name}", component, branch, group), group
 
 
 def _request(place: Place, group: Group) -> StatRequest:

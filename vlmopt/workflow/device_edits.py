@@ -7,37 +7,37 @@ without. Here all sites of a kind are edited at once; numbers do not matter, siz
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import zip_longest
+from itertools import product, zip_longest
 
 import torch
 
 from vlmopt.core.contract import Context, Pass, StatRequest
 from vlmopt.core.program import Program
+from vlmopt.core.progress import Progress
+from vlmopt.graph.modules import make_code
+from vlmopt.graph.width_cuts import cut_anyhow
+from vlmopt.graph.widths import find_head_groups, find_hidden
 from vlmopt.recipe import QUANTIZATIONS
 from vlmopt.recipe.schema import PassStep
 from vlmopt.recipe.together import TOKENS, WIDTHS
 from vlmopt.registry import make_pass
-from vlmopt.rewrite.pipeline import run_step
+from vlmopt.rewrite.pipeline import clone_program
 
-_N_ROWS = 64
+_WIDTHS = {"prune-heads": find_head_groups, "prune-ffn": find_hidden}
 _INT8 = next(step for step in QUANTIZATIONS["int8"][0] if step.name == "quantize-int8")
 
 
-def edited_programs(program: Program) -> Iterator[Program]:
+def edited_programs(program: Program, progress: Progress) -> Iterator[Program]:
     """The program with each number of tokens, widths and precision that `--together` offers, but as it is."""
-    for tokens in ((), *((step,) for step in TOKENS)):
-        reduced = _behind(program, tokens)
-        if tokens and reduced is program:
-            continue
-        for widths in ((), *_in_turns(WIDTHS)):
-            narrowed = _behind(reduced, widths)
-            if widths and narrowed is reduced:
-                continue
-            if narrowed is not program:
-                yield narrowed
-            quantized = _behind(narrowed, (_INT8,))
-            if quantized is not narrowed:
-                yield quantized
+    _, *plans = product(((), *((step,) for step in TOKENS)), ((), *_in_turns(WIDTHS)), ((), (_INT8,)))
+    for plan in progress.track(plans, "edits that one plan may make", total=len(plans)):
+        edited = program
+        for steps in plan:
+            before, edited = edited, _behind(edited, steps)
+            if steps and edited is before:
+                break  # they have no sites, and the plan without them is among the others
+        else:
+            yield edited
 
 
 def _in_turns(steps: Sequence[PassStep]) -> list[tuple[PassStep, ...]]:
@@ -52,17 +52,25 @@ def _behind(program: Program, steps: Sequence[PassStep]) -> Program:
     """The program behind all sites of the steps; itself where they have none."""
     for step in steps:
         pass_ = make_pass(step.name, step.options)
-        result = run_step(program, pass_, Context(statistics=_invented(program, pass_)), step=1)
-        program = result.program if result.applied else program
+        context = Context(statistics=_invented(program, pass_))
+        plan, clone = pass_.plan(program, context), clone_program(program)
+        for site in plan.sites:
+            if step.name in _WIDTHS:  # which units stay is a search that takes minutes, and makes no difference here
+                cut_anyhow(clone, site, _WIDTHS[step.name])
+            else:
+                pass_.apply(clone, site, context)
+        for component in clone.components.values():
+            make_code(component.graph)
+        program = clone if plan.sites else program
     return program
 
 
 def _invented(program: Program, pass_: Pass) -> dict[StatRequest, object]:
     """Rows as of a task, for passes that want them."""
-    generator, found = torch.Generator().manual_seed(0), dict[StatRequest, object]()
+    found: dict[StatRequest, object] = {}
     for request in pass_.wants(program):
         nodes = program.components[request.component].graph.graph.nodes
         width = next(node.meta["val"].shape[-1] for node in nodes if node.name == request.node)
         if request.statistic == "rows":
-            found[request] = torch.randn(_N_ROWS, int(width), generator=generator)
+            found[request] = torch.zeros(1, int(width))
     return found

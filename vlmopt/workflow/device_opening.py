@@ -69,7 +69,10 @@ class DeviceSource:
         if self.is_artifact:
             remedy = "pass the model that it was made from"
             raise VlmoptError("--together", "an artifact holds its plan already", remedy=remedy)
-        for program in edited_programs(self._program):
+        for program in edited_programs(self._program, self.progress):
+            named = {name: part for name, part in program.components.items() if name in self.components}
+            if named and program.generation is None:  # the graphs of one that writes are run to make inputs for others
+                program = program.with_components(named)
             with tempfile.TemporaryDirectory(prefix="vlmopt-edited-") as place:
                 yield from self._asked_for(graphs_of(program, Path(place), progress=self.progress))
 

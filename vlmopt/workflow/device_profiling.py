@@ -128,8 +128,7 @@ def _found_operations(source: DeviceSource, *, level: Level = "all") -> Iterator
 
 def _of_edits(source: DeviceSource, *, level: Level = "all") -> dict[str, Operation]:
     """Operations that stand alone of the graphs that edits of one plan may leave."""
-    with source.progress.stage("operations of the edits that one plan may make"):
-        found = [operations_of(graph.path, graph.feed, level=level) for graph in source.edited()]
+    found = [operations_of(graph.path, graph.feed, level=level) for graph in source.edited()]
     return {name: one for name, one in _examples(found).items() if one.stands_alone}
 
 
