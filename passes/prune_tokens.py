@@ -14,7 +14,7 @@ Place: `encoded` is in front of what treats each token by itself, as a projector
 
 Cases:
 1. Every method, at both places.
-2. A number of tokens that blocks do not leave, and one that is no smaller, are refused.
+2. A number that blocks do not leave, and one that is no smaller, are refused; without places in a prompt, any is.
 3. Without data no places are chosen. Where rows and columns are positions, only blocks leave such.
 """
 

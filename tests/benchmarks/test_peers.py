@@ -154,7 +154,6 @@ def test_a_peer_that_fails_says_so_in_one_line(folder: Path) -> None:
     assert "error" in peers.timed([DOUBLE], folder, 1)["double"]
 
 
-@pytest.mark.skipif(not (RESULTS / "peers.json").is_file(), reason="the comparison was not measured here yet")
 def test_what_is_committed_is_one_table_and_what_device_json_is_asked_for() -> None:
     result, device = (
         json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in ("peers", "device")
