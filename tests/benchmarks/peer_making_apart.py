@@ -57,8 +57,10 @@ def nncf_accuracy(folder: Path, target: Path) -> None:
         scores = item_scores(np.concatenate(found), np.asarray(rows), facts)
         return float(scores.mean()), scores.tolist()
 
+    options = _options()
+    options["advanced_quantization_parameters"] = options.pop("advanced_parameters")  # as it is called there
     made = nncf.quantize_with_accuracy_control(
-        model, _calibration(folder), data, validated, max_drop=MAX_DROP, drop_type=nncf.DropType.ABSOLUTE, **_options()
+        model, _calibration(folder), data, validated, max_drop=MAX_DROP, drop_type=nncf.DropType.ABSOLUTE, **options
     )
     openvino.save_model(made, target)
 

@@ -30,7 +30,7 @@ from vlmopt.emit import emit_program
 from vlmopt.graph.costing import program_cost
 from vlmopt.graph.narrowing import shape_only
 from vlmopt.recipe import QUANTIZATIONS, Recipe, load_recipe, with_quantization
-from vlmopt.recipe.schema import EXACT_PASSES
+from vlmopt.recipe.schema import EXACT_PASSES, SHORTENING_PASSES
 from vlmopt.recipe.together import with_one_plan
 from vlmopt.registry import make_pass
 from vlmopt.rewrite.pipeline import run_step
@@ -55,7 +55,7 @@ RECOVERY: Mapping[str, dict[str, Any]] = {
     "meaning": {**towers.LEVELS["weights"], "headroom": 12.0},
     "retrieval": {**towers.OWN_LEVELS["retrieval"]["weights"], "headroom": 40.0},
 }
-CUTTING = ("canonicalize", "skip-branches", "fold-constants")
+CUTTING = ("canonicalize", "skip-branches", *SHORTENING_PASSES, "fold-constants")
 SCALING = [step.name for step in QUANTIZATIONS["int8"][0] if step.name != "quantize-int8"]
 ROUNDING = frozenset(step.name for step in QUANTIZATIONS["int8"][0])
 FEWEST_HALVINGS = 12

@@ -14,7 +14,8 @@ from vlmopt.cli import entry
 FIRST_PARTY = [
     "canonicalize", "drop-phantom", "drop-traversal", "fold-adapters", "fold-channel-scales", "fold-constants",
     "fold-cross-modal-adapter",
-    "fold-fixed-inputs", "fold-routers", "fold-skip-adapter", "freeze-first-token", "insert-adaptation-adapter",
+    "fold-fixed-inputs", "fold-keys-values", "fold-routers", "fold-skip-adapter", "freeze-first-token",
+    "hoist-token-reads", "insert-adaptation-adapter",
     "insert-cross-modal-adapter", "insert-low-rank-adapter", "insert-phantom", "insert-skip-adapter",
     "insert-traversal", "prune-ffn", "prune-heads", "prune-tokens", "quantize-int8", "quantize-weights",
     "replace-adapter-gate", "skip-branches", "skip-layers",

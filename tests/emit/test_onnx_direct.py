@@ -18,6 +18,7 @@ from vlmopt.core.program import Component, Dim, TensorSpec
 from vlmopt.emit import emit_onnx, onnx_file
 from vlmopt.emit.exported import export_component
 from vlmopt.emit.onnx_direct import direct_program
+from vlmopt.graph.example import component_of as dynamic_component_of
 from vlmopt.graph.modules import clone_graph
 
 BOTH = pytest.mark.parametrize("component", [image_component(), text_component()], ids=lambda c: c.name)
@@ -92,6 +93,24 @@ def test_a_limit_that_the_dim_has_itself_does_not_need_it() -> None:
     component = replace(component_of(nn.Identity()), graph=graph)
     assert direct_program(component, {"batch": Dim("batch", 1, 8, 1)}) is not None
     assert direct_program(component, {"batch": Dim("batch", 1, 16, 1)}) is None
+
+
+def test_sizes_that_choose_a_kernel_of_a_convolution_restrict_nothing(tmp_path: Path) -> None:
+    class Depthwise(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x)  # type: ignore[no-any-return]
+
+    sample = torch.linspace(-1, 1, 2 * 4 * 25).reshape(2, 4, 5, 5)
+    component = dynamic_component_of(Depthwise(), sample)
+    assert direct_program(component, DIMS) is not None
+    path = emit_onnx(component, DIMS, tmp_path / "conv.onnx").path
+    many = np.concatenate([sample.numpy()] * 10)  # more than the 16 that it asks for
+    (found,) = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"x": many})
+    assert np.allclose(found, component.graph(torch.from_numpy(many))[0].detach().numpy(), atol=1e-5)
 
 
 def test_a_leaf_that_is_not_known_needs_the_full_export() -> None:

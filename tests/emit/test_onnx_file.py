@@ -171,6 +171,8 @@ class _Of(nn.Module):
         (_Of(lambda x: torch.where((x > 1) | (x < 0), x, 2)), (3, 5)),
         (_Of(lambda x: torch.slice_scatter(torch.select_scatter(x, x[:, 1], 1, 0), x[:, 1:], 1, 0, 2)), (3, 5)),
         (_Of(lambda x: (x > 0) + x * torch.ones(5, dtype=torch.int64)), (3, 5)),
+        (_Of(lambda x: x * torch.bucketize(x.round(), torch.arange(-1.0, 2), right=True)), (3, 5)),
+        (_Of(lambda x: x * torch.bucketize(x.round(), torch.arange(-1.0, 2), out_int32=True)), (3, 5)),
     ],
     ids=[
         "gelu",
@@ -185,6 +187,8 @@ class _Of(nn.Module):
         "or",
         "scatter",
         "mixed-types",
+        "bucketize-right",
+        "bucketize",
     ],
 )
 def test_operations_of_other_families_keep_their_meaning(

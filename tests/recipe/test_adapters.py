@@ -10,6 +10,7 @@ import yaml
 from vlmopt.core.errors import RecipeError
 from vlmopt.core.program import AdapterSource
 from vlmopt.recipe import default_recipe, load_recipe, save_recipe
+from vlmopt.recipe.schema import SHORTENING_PASSES
 
 
 def written(folder: Path, adapters: object, **more: object) -> Path:
@@ -41,7 +42,8 @@ def test_an_adapter_is_named_with_its_folder_and_its_weight(
 def test_adapters_are_folded_first_unless_the_recipe_names_its_passes(tmp_path: Path) -> None:
     changes = {"adapters": ["style=own"]}
     plain = default_recipe("hub/model", changes=changes)
-    assert [step.name for step in plain.passes] == ["canonicalize", "fold-adapters", "fold-constants"]
+    names = [step.name for step in plain.passes]
+    assert names == ["canonicalize", "fold-adapters", *SHORTENING_PASSES, "fold-constants"]
     assert [one.path for one in plain.adapters] == [str(Path.cwd() / "own")]
     task = default_recipe("hub/model", task="tasks", changes=changes)
     first = ["canonicalize", "fold-adapters", "skip-branches"]

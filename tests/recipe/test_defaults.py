@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vlmopt.recipe.loading import default_recipe
+from vlmopt.recipe.schema import SHORTENING_PASSES
 
 
 def test_with_a_task_one_point_may_be_lost() -> None:
@@ -24,4 +25,4 @@ def test_a_task_among_the_changes_counts_as_one() -> None:
 def test_without_a_task_nothing_is_cut() -> None:
     recipe = default_recipe("owner/model")
     assert recipe.budgets.max_drop is None
-    assert [step.name for step in recipe.passes] == ["canonicalize", "fold-constants"]
+    assert [step.name for step in recipe.passes] == ["canonicalize", *SHORTENING_PASSES, "fold-constants"]

@@ -21,6 +21,8 @@ def test_a_recipe_that_names_only_a_model_has_the_default_passes(tmp_path: Path)
         "canonicalize",
         "skip-branches",
         "fold-fixed-inputs",
+        "hoist-token-reads",
+        "fold-keys-values",
         "fold-constants",
     ]
     assert (recipe.emit, recipe.opset, recipe.dtype, recipe.device, recipe.seed) == (("onnx",), 20, "float32", "cpu", 0)

@@ -17,7 +17,7 @@ FIRST_PARTY = (
     "insert-phantom", "drop-phantom", "freeze-first-token",
     "insert-traversal", "drop-traversal", "fold-routers", "quantize-int8", "quantize-weights",
     "fold-channel-scales",
-    "prune-ffn", "prune-heads", "prune-tokens",
+    "prune-ffn", "prune-heads", "prune-tokens", "hoist-token-reads", "fold-keys-values",
 )  # fmt: skip
 GOOD = '''
 """Drops nothing.

@@ -12,7 +12,7 @@ import torch
 from tests.testing import honest
 from tests.testing.catching import bad_pass
 from tests.testing.good.drop_scaling import DropScaling
-from vlmopt.core.contract import Case, Context, Pass, Plan, Promise, Site
+from vlmopt.core.contract import Case, Context, Pass, Plan, Promise, Refusal, Site
 from vlmopt.core.errors import PassError
 from vlmopt.core.program import Program
 from vlmopt.testing import CHECKS, CheckResult, Settings, Verdict, check_on, check_pass
@@ -146,3 +146,27 @@ class DropOnlyFloat32(DropScaling):
 def test_a_pass_none_of_whose_cases_can_be_bfloat16_fails_and_is_told_why() -> None:
     (failure,) = check_pass(DropOnlyFloat32, checks=["works-in-bfloat16"]).failures
     assert "no case that fires can be built in bfloat16 (fixed: holds no bfloat16 numbers)" in failure.found
+
+
+@dataclass(frozen=True)
+class RefuseBfloat16(DropScaling):
+    """Drops in float32, and says why not in bfloat16."""
+
+    name: ClassVar[str] = "drop-refusing-bfloat16"
+
+    def plan(self, program: Program, context: Context) -> Plan:
+        plan = super().plan(program, context)
+        values = [node.meta["val"] for node in program.components["model"].graph.graph.nodes if "val" in node.meta]
+        if all(value.dtype is not torch.bfloat16 for value in values):
+            return plan
+        return Plan(refusals=tuple(Refusal(site.name, site.component, "is too coarse") for site in plan.sites))
+
+    @classmethod
+    def cases(cls) -> Iterable[Case]:
+        yield Case("plain", lambda: honest.in_dtype(torch.get_default_dtype(), 1.0), n_sites=1)
+
+
+def test_a_pass_may_refuse_bfloat16_with_a_reason() -> None:
+    (result,) = check_pass(RefuseBfloat16, checks=["works-in-bfloat16"]).results
+    assert result.verdict is Verdict.NOT_APPLICABLE
+    assert "it refuses bfloat16: is too coarse" in result.found

@@ -205,10 +205,10 @@ def test_tables_name_steps_facts_sites_and_refusals_by_reason(clip: Path, tmp_pa
     ("switch", "expected"),
     [
         (["--skip", "skip-brnches"], "--skip skip-brnches: the recipe has no step of that name"),
-        (["--stop-after", "9"], "--stop-after 9: the recipe has no step of that number; expected a number from 1 to 2"),
+        (["--stop-after", "9"], "--stop-after 9: the recipe has no step of that number; expected a number from 1 to 4"),
         (["--print-before", "canonicalise"], "did you mean 'canonicalize'?"),
         (["--print-after", "fold"], "--print-after fold"),
-        (["--print-diff", "2", "--skip", "2"], "step 2 (fold-constants) is left out by --skip or --stop-after"),
+        (["--print-diff", "2", "--skip", "2"], "step 2 (hoist-token-reads) is left out by --skip or --stop-after"),
     ],
 )
 def test_a_misspelled_step_is_refused_before_the_model_is_looked_at(

@@ -10,6 +10,7 @@ import torch
 
 from tests.toys import make
 from vlmopt.cli import entry
+from vlmopt.recipe.schema import SHORTENING_PASSES
 
 peft = pytest.importorskip("peft", reason="the extra `adapters` is not installed")
 Capture = pytest.CaptureFixture[str]
@@ -33,7 +34,7 @@ def test_a_given_adapter_is_folded_and_the_fold_error_is_reported(
     assert entry.run(["optimize", "-q", "--json", "-m", str(clip), *given, "-o", str(out)]) == 0
     report = json.loads(capsys.readouterr().out)
     steps = {step["name"]: step for step in report["passes"]}
-    assert list(steps) == ["canonicalize", "fold-adapters", "fold-constants"]
+    assert list(steps) == ["canonicalize", "fold-adapters", *SHORTENING_PASSES, "fold-constants"]
     assert steps["fold-adapters"]["counted"]["parameters"] == 5 * 2 * (32 + 32) + 5 * 2 * (32 + 64)
     gates = {gate["name"]: gate for gate in report["gates"]}
     fold = gates["2 fold-adapters is close"]

@@ -18,7 +18,7 @@ from vlmopt.core.errors import PassError
 from vlmopt.core.progress import Silent
 from vlmopt.planning.choice import Choice, Measurement, Trial
 from vlmopt.recipe import Recipe, load_recipe
-from vlmopt.recipe.schema import PassStep
+from vlmopt.recipe.schema import DEFAULT_PASSES, PassStep
 from vlmopt.rundir import CHOICE_WORK, RunDirectory
 from vlmopt.workflow.remembering import MeasuredChoice, keep_choice, kept_choice
 
@@ -63,7 +63,7 @@ def test_watching_changes_nothing_about_the_artifact(classifier: Path, tmp_path:
     assert entry.run(words) == 0
     shown = capsys.readouterr()
     assert json.loads(shown.out)["warnings"] == []
-    assert shown.err.count("# before step") == 4
+    assert shown.err.count("# before step") == len(DEFAULT_PASSES)
     assert "# step 2 skip-branches\n--- image_encoder before\n" in shown.err
     assert f"  removed by step 2 skip-branches, site image_encoder/{MLP}" in shown.err
     for name in ("image_encoder.onnx", "recipe.yaml", ".work/40-verify/cases.safetensors"):

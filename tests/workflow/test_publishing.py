@@ -19,7 +19,7 @@ from vlmopt.cli import entry
 from vlmopt.core.errors import VlmoptError
 from vlmopt.core.progress import Silent
 from vlmopt.recipe import default_recipe, load_recipe
-from vlmopt.recipe.schema import Recipe
+from vlmopt.recipe.schema import DEFAULT_PASSES, Recipe
 
 Capture = pytest.CaptureFixture[str]
 
@@ -92,7 +92,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(
     words = ["optimize", "-q", "-m", str(clip), "-t", str(colours), "--max-drop", "1", "--dry-run", "--json"]
     assert entry.run([*words, "-o", str(tmp_path / "out")]) == 0
     plan = json.loads(capsys.readouterr().out)["plan"]
-    assert [step["name"] for step in plan] == ["canonicalize", "skip-branches", "fold-fixed-inputs", "fold-constants"]
+    assert [step["name"] for step in plan] == list(DEFAULT_PASSES)
     assert len(plan[1]["sites"]) == 6
     assert plan[1]["is_chosen"] is False
     assert list(tmp_path.iterdir()) == []

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from functools import cache
+from traceback import FrameSummary
 from typing import Any
 
 import onnx_ir as ir
@@ -53,11 +54,17 @@ def direct_program(component: Component, dims: Mapping[str, Dim]) -> torch.expor
     except Exception as problem:  # noqa: BLE001  the full export says what is wrong with the graph
         _log.debug("%s: no direct way to ONNX (%s)", component.name, problem)
         return None
-    if mode.shape_env.guards:
-        _log.debug("%s: restricts its dimensions %s", component.name, mode.shape_env.guards)
+    if guards := [guard for guard in mode.shape_env.guards if not _chooses_a_kernel(guard)]:
+        _log.debug("%s: restricts its dimensions %s", component.name, guards)
         return None
     _fold_numbers(made.graph)
     return _exported(component, made, root)
+
+
+def _chooses_a_kernel(guard: Any) -> bool:
+    """Whether a size was asked for since a convolution of PyTorch has several kernels; a file knows nothing of them."""
+    where = guard.sloc.framework_loc
+    return isinstance(where, FrameSummary) and where.name == "conv" and where.filename.endswith("fake_impls.py")
 
 
 class _Walk(type_promotion._TypePromotionInterpreter):

@@ -1,8 +1,8 @@
 """What the exporter to ONNX is told beyond torch's own translations.
 
-Two things: attention with its scale as a constant (torch's translation recomputes it from the shape in every call), and
-that a program whose every operation has a translation need not be retraced through a decomposition table first, which
-takes half of the export's time and changes nothing.
+Three things: attention with its scale as a constant (torch's translation recomputes it from the shape in every call),
+`bucketize`, which torch has to take apart first, and that a program whose every operation has a translation need not be
+retraced through a decomposition table first, which takes half of the export's time and changes nothing.
 """
 
 from __future__ import annotations
@@ -74,6 +74,14 @@ def _number(number: float, like: Any) -> Any:
     return op.Constant(value=ir.tensor(number, dtype=like.dtype))  # type: ignore[arg-type]
 
 
+def bucketize(values: Any, boundaries: Any, out_int32: bool = False, right: bool = False) -> Any:
+    """How many boundaries lie below each value, with `right` also those that equal it."""
+    last = op.Constant(value_ints=[-1])
+    passed = (op.LessOrEqual if right else op.Less)(boundaries, op.Unsqueeze(values, last))
+    kind = ir.DataType.INT32 if out_int32 else ir.DataType.INT64
+    return op.ReduceSum(op.Cast(passed, to=int(kind)), last, keepdims=0)
+
+
 def _cast(tensor: Any, dtype: int, *_: object, **__: object) -> Any:
     return op.Cast(tensor, to=int(dtype))
 
@@ -84,6 +92,7 @@ def _cast_on_device(tensor: Any, device: object, dtype: int, *_: object, **__: o
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     aten.scaled_dot_product_attention.default: attention,
+    aten.bucketize.Tensor: bucketize,
     aten.to.dtype: _cast,
     aten.to.device: _cast_on_device,
     aten.__and__.Tensor: aten_bitwise_and,
@@ -96,23 +105,22 @@ _DIRECT_ATEN = """
     __and__.Tensor __or__.Tensor _assert_scalar.default _assert_tensor_metadata.default _to_copy.default
     _unsafe_view.default add.Scalar add.Tensor addmm.default alias.default amax.default any.dim arange.default
     arange.start arange.start_step argmax.default avg_pool2d.default bitwise_and.Tensor bitwise_not.default
-    bitwise_or.Tensor bmm.default cat.default chunk.default clamp.default clamp_min.default clone.default
-    constant_pad_nd.default contiguous.default conv2d.default copy.default cos.default cumsum.default
+    bitwise_or.Tensor bmm.default bucketize.Tensor cat.default chunk.default clamp.default clamp_min.default
+    clone.default constant_pad_nd.default contiguous.default conv2d.default copy.default cos.default cumsum.default
     detach.default div.Scalar div.Tensor embedding.default eq.Scalar eq.Tensor erf.default exp.default
     expand.default expand_as.default flatten.using_ints full.default full_like.default gather.default ge.Scalar
     ge.Tensor gelu.default gt.Scalar gt.Tensor hardswish.default index.Tensor index_select.default
     layer_norm.default le.Scalar le.Tensor lift_fresh_copy.default linalg_vector_norm.default linear.default
     log_softmax.int logical_and.default logical_not.default logical_or.default lt.Scalar lt.Tensor
-    masked_fill.Scalar masked_fill.Tensor matmul.default max.dim max_pool2d.default mean.default mean.dim
-    mm.default mul.Scalar mul.Tensor ne.Scalar ne.Tensor neg.default new_full.default new_ones.default
-    new_zeros.default ones.default ones_like.default pad.default permute.default pow.Tensor_Scalar
-    reciprocal.default relu.default repeat.default reshape.default rsqrt.default scalar_tensor.default
-    scaled_dot_product_attention.default select.int select_scatter.default sigmoid.default silu.default sin.default
-    slice.Tensor slice_scatter.default softmax.int split.Tensor split_with_sizes.default sqrt.default squeeze.dim
-    stack.default sub.Scalar sub.Tensor sum.default sum.dim_IntList sym_size.int t.default tanh.default to.device
-    to.dtype transpose.int tril.default triu.default unbind.int unflatten.int unsqueeze.default
-    upsample_bicubic2d.vec upsample_bilinear2d.vec view.default where.Scalar where.ScalarOther where.ScalarSelf
-    where.self zeros.default zeros_like.default
+    masked_fill.Scalar masked_fill.Tensor matmul.default max.dim max_pool2d.default mean.default mean.dim mm.default
+    mul.Scalar mul.Tensor ne.Scalar ne.Tensor neg.default new_full.default new_ones.default new_zeros.default
+    ones.default ones_like.default pad.default permute.default pow.Tensor_Scalar reciprocal.default relu.default
+    repeat.default reshape.default rsqrt.default scalar_tensor.default scaled_dot_product_attention.default
+    select.int select_scatter.default sigmoid.default silu.default sin.default slice.Tensor slice_scatter.default
+    softmax.int split.Tensor split_with_sizes.default sqrt.default squeeze.dim stack.default sub.Scalar sub.Tensor
+    sum.default sum.dim_IntList sym_size.int t.default tanh.default to.device to.dtype transpose.int tril.default
+    triu.default unbind.int unflatten.int unsqueeze.default upsample_bicubic2d.vec upsample_bilinear2d.vec
+    view.default where.Scalar where.ScalarOther where.ScalarSelf where.self zeros.default zeros_like.default
 """
 
 

@@ -93,8 +93,8 @@ def narrowing_saving(component: Component, group: Group, n_kept: int, dims: Mapp
 def _narrow(module: fx.GraphModule, node: fx.Node, layout: Layout, places: Tensor, taking: Taking) -> None:
     axis, value = layout.axis, node.meta["val"]
     if node.op == "call_function":
-        _rewrite_size(node, axis, len(places))
-        node.meta["val"] = _computed(node)
+        rewrite_size(node, axis, len(places))
+        node.meta["val"] = computed_value(node)
         if node.meta["val"].shape[axis] != len(places):
             raise Mixed(f"{node.name} has {node.meta['val'].shape[axis]} of {len(places)} places after the cut")
         return
@@ -126,10 +126,10 @@ def _narrow_split(node: fx.Node, layout: Layout, places: Tensor) -> None:
             raise Mixed(f"{node.name} would split its value into other parts")
         elif node.target is aten.split.Tensor:
             node.update_arg(1, counts[0])
-    node.meta["val"] = _computed(node)
+    node.meta["val"] = computed_value(node)
 
 
-def _computed(node: fx.Node) -> object:
+def computed_value(node: fx.Node) -> object:
     """The value of a call from those of its operands."""
     args, kwargs = (fx.node.map_arg(part, lambda n: n.meta["val"]) for part in (node.args, node.kwargs))
     assert callable(node.target)
@@ -141,7 +141,7 @@ def _computed(node: fx.Node) -> object:
         raise Mixed(f"{node.name} does not accept fewer units ({reason})") from error
 
 
-def _rewrite_size(node: fx.Node, axis: int, size: int) -> None:
+def rewrite_size(node: fx.Node, axis: int, size: int) -> None:
     """Puts the new size into a view that states it."""
     first = 0
     if node.target is aten.unflatten.int:

@@ -71,6 +71,15 @@ def passed_on(node: fx.Node, at: fx.Node, layout: Layout) -> dict[fx.Node, Layou
     return found
 
 
+def layout_above(node: fx.Node, operand: fx.Node, layout: Layout) -> Layout | None:
+    """The layout of an operand of a call whose value has this one; None where the operand holds no units.
+
+    Raises:
+        Mixed, Together: the call computes one unit from others, or is not known.
+    """
+    return _rule_of(node).up(node, operand, layout)
+
+
 def _rule_of(node: fx.Node) -> _Rule:
     target = node.target
     if target is operator.getitem:

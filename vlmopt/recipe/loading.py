@@ -16,9 +16,9 @@ from vlmopt.core.errors import RecipeError
 from vlmopt.recipe.schema import (
     DEFAULT_MAX_DROP,
     DEFAULT_PASSES,
-    EXACT_PASSES,
     FOLD_ADAPTERS,
     FOLD_CROSS_MODAL,
+    PLAIN_PASSES,
     VERSION,
     Recipe,
     known_keys,
@@ -59,7 +59,7 @@ def default_recipe(model: str, task: str | None = None, changes: Mapping[str, ob
     if any((changes or {}).get(f"budgets.{quantity.value}") is not None for quantity in RESOURCES):
         given["budgets"] = {}
     if task is None and not (changes or {}).get("task"):
-        given = {"model": model, "passes": list(EXACT_PASSES)}
+        given = {"model": model, "passes": list(PLAIN_PASSES)}
     passes = given.pop("passes", None)
     content = _changed(_resolve(given, Path.cwd()), changes or {})
     if passes is not None:

@@ -29,7 +29,9 @@ ADAPTER_NAME = "[A-Za-z][A-Za-z0-9_-]*"
 FOLD_ADAPTERS = "fold-adapters"  # runs behind the first pass where the model is opened with adapters
 FOLD_CROSS_MODAL = "fold-cross-modal-adapter"  # ... with one adapter that came as a file
 EXACT_PASSES = ("canonicalize", "fold-constants")
-DEFAULT_PASSES = ("canonicalize", "skip-branches", "fold-fixed-inputs", "fold-constants")
+SHORTENING_PASSES = ("hoist-token-reads", "fold-keys-values")  # the same function by fewer products
+PLAIN_PASSES = ("canonicalize", *SHORTENING_PASSES, "fold-constants")  # without a task
+DEFAULT_PASSES = ("canonicalize", "skip-branches", "fold-fixed-inputs", *SHORTENING_PASSES, "fold-constants")
 
 
 class _Section(BaseModel):

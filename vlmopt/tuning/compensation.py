@@ -87,7 +87,11 @@ def _fit_all(
     feeds: Sequence[Feed],
     relevance: Sequence[Tensor],
 ) -> tuple[Compensation, ...]:
-    maps = {i: found for i in range(first, len(kept)) if (found := _fittable(graph, kept[i])) is not None}
+    maps = {
+        i: found
+        for i in range(first, len(kept))
+        if _is_alike(kept[i].exit, every[ends[i] - 1].exit) and (found := _fittable(graph, kept[i])) is not None
+    }
     student = Lockstep(graph, feeds, [node for i, site in maps.items() for node in (kept[i].stream, site.hidden)])
     teacher = Lockstep(original.graph, feeds, [every[ends[i] - 1].exit for i in maps])
     done: list[Compensation] = []
@@ -102,6 +106,11 @@ def _fit_all(
         for runner, node in ((student, stream), (student, site.hidden), (teacher, target)):
             runner.release(node)
     return tuple(done)
+
+
+def _is_alike(own: fx.Node, other: fx.Node) -> bool:
+    """Whether both streams hold as many tokens: where one is read, only it may be left."""
+    return [str(size) for size in own.meta["val"].shape[1:]] == [str(size) for size in other.meta["val"].shape[1:]]
 
 
 def _fittable(graph: fx.GraphModule, branch: Branch) -> _OutputMap | None:

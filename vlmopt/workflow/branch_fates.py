@@ -26,11 +26,10 @@ def branch_section(state: RunState, steps: Sequence[StepResult]) -> list[dict[st
     for name, component in state.original.components.items():
         if name not in state.optimized.components:
             continue
-        kept = _branch_names(state.optimized, name)
-        after = [(f"{step.step} {step.name}", _branch_names(step.program, name)) for step in steps]
+        cuts = _cuts(state, steps, name)
         for row in branch_rows(state.original, component):
             score = scores.get((name, row["name"]))
-            is_kept = row["name"] in kept
+            is_kept = row["name"] not in cuts
             rows.append(
                 {
                     **{key: row[key] for key in _SHOWN},
@@ -38,11 +37,24 @@ def branch_section(state: RunState, steps: Sequence[StepResult]) -> list[dict[st
                     "score": None if score is None else score.score,
                     "stderr": None if score is None else score.stderr,
                     "kept": is_kept,
-                    "cut_by": "" if is_kept else next((by for by, left in after if row["name"] not in left), ""),
+                    "cut_by": cuts.get(row["name"], ""),
                     "reason": "; ".join(_reasons(state, steps, name, row)) if is_kept else "",
                 }
             )
     return with_certainty(rows, state.profile)
+
+
+def _cuts(state: RunState, steps: Sequence[StepResult], component: str) -> dict[str, str]:
+    """The step that cut each branch that is gone. What keeps its function is no cut, though no branch can be told there
+    any more, as where one token is read."""
+    cuts: dict[str, str] = {}
+    before = _branch_names(state.original, component)
+    for step in steps:
+        left = _branch_names(step.program, component)
+        if step.promise is Promise.LOSSY:
+            cuts |= dict.fromkeys(before - left, f"{step.step} {step.name}")
+        before = left
+    return cuts
 
 
 def with_certainty(rows: Sequence[dict[str, Any]], profile: Profile | None) -> list[dict[str, Any]]:

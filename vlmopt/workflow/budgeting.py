@@ -19,13 +19,13 @@ from vlmopt.core.program import Program
 from vlmopt.devices.document import read_device_profile
 from vlmopt.emit import emit_program
 from vlmopt.graph.costing import program_cost
-from vlmopt.recipe.schema import Recipe
+from vlmopt.recipe.schema import SHORTENING_PASSES, Recipe
 from vlmopt.registry import make_pass
 from vlmopt.rewrite.pipeline import run_step
 from vlmopt.verify.parity import Gate
 from vlmopt.workflow.device_predicting import predict_program
 from vlmopt.workflow.evidence import Evidence
-from vlmopt.workflow.run_state import RunState, adapter_steps
+from vlmopt.workflow.run_state import RunState, later_steps
 from vlmopt.workflow.timing import arrays_of, graphs_bytes, of_each, read_by, time_each
 
 LATENCY_NOISE = 0.05  # medians of one graph differ by so much from run to run on a machine that does other work too
@@ -73,14 +73,21 @@ def needs_of(
 ) -> dict[str, float]:
     """What edits of `program` must save of every limited resource, by its name in recipes.
 
+    MACs that later steps spare without a cut need not be saved: that they spare as many behind it is a guess, which
+    `really_takes` corrects.
+
     Args:
         times: microseconds of every component; empty where no latency is limited.
         folded: components that are evaluated at compile time, which cost nothing at the end.
     """
     left = {name: part for name, part in program.components.items() if name not in folded}
+    short = _shortened(state, program)
     now, original = program_cost(program.with_components(left)), program_cost(state.original)
     amounts: Mapping[Quantity, tuple[float, float]] = {
-        Quantity.MACS: (now.macs, original.macs),
+        Quantity.MACS: (
+            program_cost(short.with_components({name: short.components[name] for name in left})).macs,
+            original.macs,
+        ),
         Quantity.SIZE: (now.parameters_bytes, original.parameters_bytes),
         Quantity.LATENCY: (sum(times.get(name, 0.0) for name in left), sum(times.values())),
     }
@@ -104,10 +111,10 @@ def allowed_amounts(state: RunState, times: Mapping[str, float]) -> dict[str, fl
 
 
 def really_takes(state: RunState, program: Program, *, folded: Collection[str]) -> list[Found]:
-    """What a planned program takes with the adapters that the recipe puts in afterwards, of every limited resource, in
-    emitted files where that matters."""
+    """What a planned program takes with the adapters that the recipe puts in afterwards and without the products that
+    it spares then, of every limited resource, in emitted files where that matters."""
     limits = state.recipe.budgets.limits.resources
-    cut = _with_adapters(state, program)
+    cut = _behind_later(state, program)
     cut = cut.with_components({name: part for name, part in cut.components.items() if name not in folded})
     found = []
     if any(limit.quantity is not Quantity.MACS for limit in limits):
@@ -122,9 +129,17 @@ def really_takes(state: RunState, program: Program, *, folded: Collection[str]) 
     return found
 
 
-def _with_adapters(state: RunState, cut: Program) -> Program:
-    """The program behind the later passes that insert or fold adapters, which cost something too."""
-    for step in adapter_steps(state):
+def _shortened(state: RunState, program: Program) -> Program:
+    """The program behind the later steps that leave fewer products to the same function."""
+    for step in later_steps(state):
+        if step.name in SHORTENING_PASSES:
+            program = run_step(program, make_pass(step.name, step.options), Context(), step=state.step).program
+    return program
+
+
+def _behind_later(state: RunState, cut: Program) -> Program:
+    """The program behind the later passes that change what it takes: adapters cost something, too."""
+    for step in later_steps(state):
         with suppress(PassOptionError):  # it names what only a pass in between makes
             pass_ = make_pass(step.name, step.options, [Path(folder) for folder in state.recipe.pass_dirs])
             cut = run_step(cut, pass_, Context(seed=state.recipe.seed), step=state.step).program

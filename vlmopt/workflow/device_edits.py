@@ -18,19 +18,24 @@ from vlmopt.graph.modules import make_code
 from vlmopt.graph.width_cuts import cut_anyhow
 from vlmopt.graph.widths import find_head_groups, find_hidden
 from vlmopt.recipe import QUANTIZATIONS
-from vlmopt.recipe.schema import PassStep
+from vlmopt.recipe.schema import SHORTENING_PASSES, PassStep
 from vlmopt.recipe.together import TOKENS, WIDTHS
 from vlmopt.registry import make_pass
 from vlmopt.rewrite.pipeline import clone_program
 
 _WIDTHS = {"prune-heads": find_head_groups, "prune-ffn": find_hidden}
+_SHORTENING = tuple(PassStep(name=name) for name in SHORTENING_PASSES)
 _INT8 = next(step for step in QUANTIZATIONS["int8"][0] if step.name == "quantize-int8")
 
 
-def edited_programs(program: Program, progress: Progress) -> Iterator[Program]:
-    """The program with each number of tokens, widths and precision that `--together` offers, but as it is."""
-    _, *plans = product(((), *((step,) for step in TOKENS)), ((), *_in_turns(WIDTHS)), ((), (_INT8,)))
-    for plan in progress.track(plans, "edits that one plan may make", total=len(plans)):
+def edited_programs(program: Program, progress: Progress, *, together: bool) -> Iterator[Program]:
+    """The program behind what spares it products, and with `together` with each number of tokens, widths and precision
+    that `--together` offers, but as it is."""
+    parts: tuple[Sequence[tuple[PassStep, ...]], ...] = (((), _SHORTENING),)
+    if together:
+        parts = (((), *((step,) for step in TOKENS)), ((), *_in_turns(WIDTHS)), *parts, ((), (_INT8,)))
+    _, *plans = product(*parts)
+    for plan in progress.track(plans, "edits that a run may make", total=len(plans)):
         edited = program
         for steps in plan:
             before, edited = edited, _behind(edited, steps)

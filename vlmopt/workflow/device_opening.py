@@ -59,17 +59,19 @@ class DeviceSource:
             raise VlmoptError("--image-size", "an artifact has the size it was made for", remedy="leave it out")
         return self._asked_for(_of_artifact(Path(self.source)))
 
-    def edited(self) -> Iterator[DeviceGraph]:
-        """The graphs of a model behind the edits that one plan may make; a file is there until the next one is asked
-        for.
+    def edited(self, *, together: bool) -> Iterator[DeviceGraph]:
+        """The graphs of a model behind what spares it products, and with `together` behind the edits that one plan may
+        make; a file is there until the next one is asked for.
 
         Raises:
             VlmoptError: it is an artifact, or has no such component.
         """
+        if self.is_artifact and not together:
+            return
         if self.is_artifact:
             remedy = "pass the model that it was made from"
             raise VlmoptError("--together", "an artifact holds its plan already", remedy=remedy)
-        for program in edited_programs(self._program, self.progress):
+        for program in edited_programs(self._program, self.progress, together=together):
             named = {name: part for name, part in program.components.items() if name in self.components}
             if named and program.generation is None:  # the graphs of one that writes are run to make inputs for others
                 program = program.with_components(named)

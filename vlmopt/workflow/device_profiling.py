@@ -64,7 +64,7 @@ def profile_device(
         known = read_device_profile(output) if update and output.exists() else None
         asked = threads or (known.runtime.threads if known is not None else n_cores())
         graphs = DeviceSource(source, image_size, components, allow_pickle, show)
-        more = _of_edits(graphs) if together else {}
+        more = _of_edits(graphs, together=together)
         with _found_operations(graphs) as found:
             profile = _measured(found, known, more, threads=asked, rounds=rounds, progress=show)
         run.publish(profile.to_json())
@@ -92,7 +92,7 @@ def export_operations(
     if folder.exists():
         raise OutputExistsError(str(folder), "exists already", remedy="choose another path")
     graphs = DeviceSource(source, image_size, components, allow_pickle, show)
-    more = _of_edits(graphs, level="extended") if together else {}
+    more = _of_edits(graphs, together=together, level="extended")
     with _found_operations(graphs, level="extended") as found:
         examples = {**more, **_examples([graph for _, graph in found])}
         with disk_errors(folder):
@@ -126,9 +126,9 @@ def _found_operations(source: DeviceSource, *, level: Level = "all") -> Iterator
         yield [(graph, operations_of(graph.path, graph.feed, level=level)) for graph in tracked]
 
 
-def _of_edits(source: DeviceSource, *, level: Level = "all") -> dict[str, Operation]:
-    """Operations that stand alone of the graphs that edits of one plan may leave."""
-    found = [operations_of(graph.path, graph.feed, level=level) for graph in source.edited()]
+def _of_edits(source: DeviceSource, *, together: bool, level: Level = "all") -> dict[str, Operation]:
+    """Operations that stand alone of the graphs that a run may leave, with `together` those of edits of one plan."""
+    found = [operations_of(graph.path, graph.feed, level=level) for graph in source.edited(together=together)]
     return {name: one for name, one in _examples(found).items() if one.stands_alone}
 
 

@@ -29,7 +29,7 @@ from vlmopt.rewrite.pipeline import program_text
 from vlmopt.rundir import CHOICE_WORK, PROFILE_WORK, RunDirectory, atomic_write, write_json
 from vlmopt.workflow.opening import OpenedTask
 from vlmopt.workflow.profiling import digest
-from vlmopt.workflow.run_state import RunState, adapter_steps
+from vlmopt.workflow.run_state import RunState, later_steps
 
 _PROFILE = "profile.json"
 _KEY_LENGTH = 16
@@ -84,7 +84,7 @@ def choice_key(state: RunState, bound: OpenedTask, program: Program, plan: Plan,
     programs = [program_text(program), _weights(program), program_text(state.reference), _weights(state.reference)]
     budgets = [state.recipe.budgets.model_dump(mode="json"), state.headroom]
     if state.recipe.budgets.limits.resources:  # a plan is then checked as later adapters and files would have it
-        budgets += [[[step.name, step.options] for step in adapter_steps(state)], state.recipe.opset]
+        budgets += [[[step.name, step.options] for step in later_steps(state)], state.recipe.opset]
     learned = [] if state.profile is None else [_costs_and_interactions(state.profile)]
     return _key([*_surroundings(state, bound), budgets, *workloads, sites, importance, *learned, *programs])
 

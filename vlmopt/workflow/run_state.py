@@ -15,7 +15,7 @@ from vlmopt.core.progress import Progress
 from vlmopt.core.workload import Feed
 from vlmopt.planning.cuts import Choice
 from vlmopt.profiling.document import Profile
-from vlmopt.recipe.schema import PassStep, Recipe
+from vlmopt.recipe.schema import SHORTENING_PASSES, PassStep, Recipe
 from vlmopt.registry import make_pass
 from vlmopt.rundir import RunDirectory
 from vlmopt.tasks.binding import TaskWorkload
@@ -116,9 +116,11 @@ class RunState:
         return sample_feeds(program, self.fit, seed=self.recipe.seed)
 
 
-def adapter_steps(state: RunState) -> list[PassStep]:
-    """The recipe's steps behind the present one that insert adapters or fold them."""
+def later_steps(state: RunState) -> list[PassStep]:
+    """The recipe's steps behind the present one that insert adapters or fold them, and those that leave fewer products
+    to the same function."""
     folders = [Path(folder) for folder in state.recipe.pass_dirs]
     later = state.recipe.passes[state.step :]
-    made = ((step, make_pass(step.name, step.options, folders)) for step in later)
-    return [step for step, pass_ in made if ADAPTERS_INSERTED in pass_.produces | pass_.requires]
+    made = [(step, make_pass(step.name, step.options, folders)) for step in later]
+    adapting = {step.name for step, pass_ in made if ADAPTERS_INSERTED in pass_.produces | pass_.requires}
+    return [step for step in later if step.name in adapting or step.name in SHORTENING_PASSES]

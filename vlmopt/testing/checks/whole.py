@@ -82,6 +82,7 @@ def works_in_bfloat16(subject: Subject, catalogue: Catalogue) -> Outcome:
     if not firing:
         return Inapplicable("no case fires")
     reasons: list[str] = []
+    refused: list[str] = []
     has_fired = False
     for trial in (one for one in subject.bfloat16_trials if one.case.name in firing):
         try:
@@ -96,8 +97,11 @@ def works_in_bfloat16(subject: Subject, catalogue: Catalogue) -> Outcome:
         if finding is not None:
             return dataclasses.replace(finding, found=f"case {trial.case.name!r}, {finding.found}")
         has_fired |= bool(trial.attempt.applied)
+        refused += [refusal.reason for refusal in trial.attempt.plan.refusals]
     if has_fired:
         return None
+    if refused and not reasons:
+        return Inapplicable(f"it refuses bfloat16: {refused[0]}")
     found = "no case that fires can be built in bfloat16" + (f" ({'; '.join(reasons)})" if reasons else "")
     remedy = "let cases make samples and weights in torch's default dtype, as torch.ones(2, 4) does"
     return Finding(found, expected="at least one", remedy=remedy)

@@ -38,7 +38,7 @@ from vlmopt.workflow.searching import choose_measured
 from vlmopt.workflow.together.effects import Effects, effects_of
 from vlmopt.workflow.together.held import fastest_first, tightened
 from vlmopt.workflow.together.kept import MeasuredPlans
-from vlmopt.workflow.together.steps import OpenStep, open_steps, program_behind, resolved
+from vlmopt.workflow.together.steps import OpenStep, behind, open_steps, program_behind
 
 SAMPLES = 512, 2048  # of each split: for the search, and for the best it finds
 WRITING_SAMPLES = 64, 256  # ... where a model writes, which takes it seconds an item
@@ -87,7 +87,8 @@ def _planned(state: RunState, bound: OpenedTask, program: Program, passes: Seque
     notes = [*notes, "the budgets are met without an edit"] if is_met else notes
     _keep(state, search, chosen, meter.n_items, meter.max_drop, notes)
     state.together = _told(search, chosen, effects, variants, meter.on_more)
-    return resolved(state.recipe, steps, chosen.plan)
+    named = behind(state, program, steps, chosen.plan)[1]
+    return state.recipe.model_copy(update={"passes": named, "planning": "in-turn"})
 
 
 def _device(state: RunState) -> DeviceProfile | None:

@@ -11,8 +11,9 @@ from vlmopt.core.contract import Plan as PassPlan
 from vlmopt.core.facts import QUANTIZED
 from vlmopt.core.program import Program
 from vlmopt.graph.branches import find_branches
+from vlmopt.graph.modules import has_path
 from vlmopt.planning.together import Edit, Plan, Role
-from vlmopt.recipe.schema import PassStep, Recipe
+from vlmopt.recipe.schema import SHORTENING_PASSES, PassStep, Recipe
 from vlmopt.registry import make_pass
 from vlmopt.rewrite.pipeline import run_step
 from vlmopt.workflow.budgeting import folded_components
@@ -122,12 +123,36 @@ def resolved(recipe: Recipe, steps: Sequence[OpenStep], plan: Plan) -> Recipe:
 
 
 def program_behind(state: RunState, program: Program, steps: Sequence[OpenStep], plan: Plan) -> Program:
-    """The program behind all steps from the first open one to the last, without training."""
-    first, last = steps[0].number, steps[-1].number
-    n_left = len(state.recipe.passes) - last
+    """The program behind all steps from the first open one to the last, and what spares products behind it, without
+    training."""
+    return behind(state, program, steps, plan)[0]
+
+
+def behind(
+    state: RunState, program: Program, steps: Sequence[OpenStep], plan: Plan
+) -> tuple[Program, tuple[PassStep, ...]]:
+    """That program, and all steps of the recipe with the sites of the plan written out; a quantization leaves out what
+    steps before it have taken from the program."""
+    rounding = {step.step.name for step in steps if step.role is Role.QUANTIZES}
+    first, n_left = steps[0].number, len(state.recipe.passes) - steps[-1].number
     recipe = resolved(state.recipe, steps, plan)
+    passes, later = list(recipe.passes[: first - 1]), list(recipe.passes[first - 1 :])
     folders = [Path(folder) for folder in recipe.pass_dirs]
-    for number, step in enumerate(recipe.passes[first - 1 : len(recipe.passes) - n_left], first):
+    while len(later) > n_left or (later and later[0].name in SHORTENING_PASSES):
+        step = later.pop(0)
+        if step.name in rounding:
+            option = _NAMED_BY[step.name]
+            names = [name for name in step.options[option] if _is_there(program, name)]
+            step = PassStep(name=step.name, options={**step.options, option: names})
+            if not names:
+                continue
+        passes.append(step)
         pass_ = make_pass(step.name, step.options, folders)
-        program = run_step(program, pass_, context_of(state, program, pass_, number), step=number).program
-    return program
+        context = context_of(state, program, pass_, len(passes))
+        program = run_step(program, pass_, context, step=len(passes)).program
+    return program, (*passes, *later)
+
+
+def _is_there(program: Program, name: str) -> bool:
+    component, _, path = name.partition("/")
+    return component in program.components and has_path(program.components[component].graph, path)
