@@ -166,3 +166,29 @@ def test_a_broken_file_is_named_in_one_line(
 def test_a_missing_file_is_named(kind: str, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="nowhere"):
         open_file(tmp_path / "nowhere", kind)
+
+
+class Cancelling(torch.nn.Module):
+    """`w x` as large numbers that all but cancel: the roundings of their sum are a part of what is left. In order, or
+    apart, which hardly rounds."""
+
+    def __init__(self, *, is_apart: bool, change: float = 0.0) -> None:
+        super().__init__()
+        self.is_apart, self.change = is_apart, change
+        self.linear = torch.nn.Linear(3, 2)
+        self.linear.weight.data, self.linear.bias.data = torch.ones(2, 3), torch.full((2,), -3e4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.is_apart:
+            return self.linear(x * 0 + 1e4) + (self.linear(x) + 3e4) + self.change  # type: ignore[no-any-return]
+        return self.linear(x + 1e4)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("change", "is_passed"), [(0.0, True), (0.05, False)])
+def test_a_program_that_multiplies_its_own_roundings_is_held_to_float64(change: float, is_passed: bool) -> None:
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    before, after = program_of(Cancelling(is_apart=False), x), program_of(Cancelling(is_apart=True, change=change), x)
+    gate = check_step("step", Promise.CLOSE, before, after, {"model": {"x": x}})
+    assert gate is not None
+    assert gate.allowed > 10 * CLOSE["float32"]
+    assert gate.passed is is_passed

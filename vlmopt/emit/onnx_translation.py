@@ -76,10 +76,10 @@ def _number(number: float, like: Any) -> Any:
 
 def bucketize(values: Any, boundaries: Any, out_int32: bool = False, right: bool = False) -> Any:
     """How many boundaries lie below each value, with `right` also those that equal it."""
-    last = op.Constant(value_ints=[-1])
+    last: Any = op.Constant(value_ints=[-1])
     passed = (op.LessOrEqual if right else op.Less)(boundaries, op.Unsqueeze(values, last))
-    kind = ir.DataType.INT32 if out_int32 else ir.DataType.INT64
-    return op.ReduceSum(op.Cast(passed, to=int(kind)), last, keepdims=0)
+    counted: Any = op.Cast(passed, to=int(ir.DataType.INT32 if out_int32 else ir.DataType.INT64))
+    return op.ReduceSum(counted, last, keepdims=0)
 
 
 def _cast(tensor: Any, dtype: int, *_: object, **__: object) -> Any:

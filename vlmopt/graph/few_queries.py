@@ -74,6 +74,8 @@ def _recognised(module: fx.GraphModule, call: fx.Node) -> FewQueries | str:
     mask, scale = given.get("attn_mask"), given.get("scale")
     if given.get("is_causal") or given.get("dropout_p"):
         return "its mask is made inside of the attention call"
+    if isinstance(scale, fx.Node):
+        return "its scale is computed"
     if isinstance(mask, fx.Node) and _hides_nothing(module, mask):
         mask = None
     if isinstance(mask, fx.Node) and not mask.meta["val"].is_floating_point():
@@ -86,9 +88,8 @@ def _recognised(module: fx.GraphModule, call: fx.Node) -> FewQueries | str:
     if said is not None:
         return said
     own_keys, own_values = (one for one in maps if isinstance(one, fx.Node))
-    if not isinstance(scale, float):
-        scale = 1.0 / math.sqrt(int(queries.meta["val"].shape[3]))
-    return FewQueries(call, queries, own_keys, own_values, mask if isinstance(mask, fx.Node) else None, scale)
+    factor = scale if isinstance(scale, int | float) else 1.0 / math.sqrt(int(queries.meta["val"].shape[3]))
+    return FewQueries(call, queries, own_keys, own_values, mask if isinstance(mask, fx.Node) else None, factor)
 
 
 def _hides_nothing(module: fx.GraphModule, mask: fx.Node) -> bool:

@@ -119,20 +119,16 @@ def _above(module: fx.GraphModule, node: fx.Node, axis: int) -> Demand | None:
         return _above_attention(node, axis)
     if not isinstance(node.meta["val"], Tensor):
         return None
-    layout = Layout(axis, _numbers(size_at(node, axis)))
+    layout = Layout(axis, torch.arange(int(size_at(node, axis))))
     try:
         above = {operand: layout_above(node, operand, layout) for operand in operands_of(node)}
     except (Mixed, Together):
         return None
     kept = {operand: one for operand, one in above.items() if one is not None}
-    if node.target is aten.matmul.default and node.args[0] is node.args[1]:
+    is_product_with_itself = node.target is aten.matmul.default and node.args[0] is node.args[1]
+    if is_product_with_itself or any(not torch.equal(one.units, layout.units) for one in kept.values()):
         return None
-    return {operand: one.axis for operand, one in kept.items()} if kept else None
-
-
-def _numbers(size: int | torch.SymInt) -> Tensor:
-    assert isinstance(size, int)
-    return torch.arange(size)
+    return {operand: one.axis for operand, one in kept.items()} or None
 
 
 def _above_attention(node: fx.Node, axis: int) -> Demand | None:

@@ -109,8 +109,9 @@ def _fit_all(
 
 
 def _is_alike(own: fx.Node, other: fx.Node) -> bool:
-    """Whether both streams hold as many tokens: where one is read, only it may be left."""
-    return [str(size) for size in own.meta["val"].shape[1:]] == [str(size) for size in other.meta["val"].shape[1:]]
+    """Whether both streams hold as many tokens where that number is fixed: of many one may be left, which is read."""
+    shapes = zip(own.meta["val"].shape, other.meta["val"].shape, strict=True)
+    return all(a == b for a, b in shapes if isinstance(a, int) and isinstance(b, int))
 
 
 def _fittable(graph: fx.GraphModule, branch: Branch) -> _OutputMap | None:

@@ -22,7 +22,8 @@ from vlmopt.core.workload import Feed
 from vlmopt.graph.replay import run_outputs
 from vlmopt.graph.similarity import class_embeddings, similarity_logits
 from vlmopt.verify.edge_runtimes import Runner, open_executorch, open_openvino
-from vlmopt.verify.tolerances import ARTIFACT, allowed
+from vlmopt.verify.rounding import in_float64
+from vlmopt.verify.tolerances import ARTIFACT, OWN_ROUNDINGS, allowed
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,11 @@ def difference(found: Tensor, wanted: Tensor) -> float:
 
 
 def check_step(name: str, promise: Promise, before: Program, after: Program, feeds: Mapping[str, Feed]) -> Gate | None:
-    """Whether a pass kept its promise on these inputs; None for LOSSY passes, which the task judges."""
+    """Whether a pass kept its promise on these inputs; None for LOSSY passes, which the task judges.
+
+    A program that multiplies its own roundings, as a head fitted on features that are nearly alike does, may be off by
+    more than the table says. What is CLOSE to it then is no further than twice as far from what it computes in float64.
+    """
     dtype = next(iter(before.components.values())).outputs[0].dtype
     limit = allowed(promise, dtype)
     if limit is None:
@@ -58,8 +63,22 @@ def check_step(name: str, promise: Promise, before: Program, after: Program, fee
     wanted, found = program_scores(before, feeds), program_scores(after, feeds)
     if wanted.keys() != found.keys():  # a pass may fold two embeddings into scores: compare scores then
         wanted, found = _joined(before, wanted), _joined(after, found)
-    worst = max(difference(found[key], wanted[key]) for key in wanted)
+    worst = _largest(found, wanted)
+    if promise is Promise.CLOSE and limit < worst < math.inf:
+        exact = _exact_scores(before, feeds)
+        if exact.keys() == wanted.keys():
+            worst, limit = _largest(found, exact), max(limit, OWN_ROUNDINGS * _largest(wanted, exact))
     return Gate(f"{name} is {promise.value}", worst <= limit, worst, limit)
+
+
+def _largest(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
+    return max(difference(found[key], wanted[key]) for key in wanted)
+
+
+def _exact_scores(program: Program, feeds: Mapping[str, Feed]) -> dict[str, Tensor]:
+    """The outputs in float64; none where the program cannot be run in it."""
+    with in_float64(program, feeds) as made:
+        return {} if made is None else program_scores(*made)
 
 
 def program_scores(program: Program, feeds: Mapping[str, Feed]) -> dict[str, Tensor]:
