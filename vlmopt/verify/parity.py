@@ -54,7 +54,7 @@ def check_step(name: str, promise: Promise, before: Program, after: Program, fee
     """Whether a pass kept its promise on these inputs; None for LOSSY passes, which the task judges.
 
     A program that multiplies its own roundings, as a head fitted on features that are nearly alike does, may be off by
-    more than the table says. What is CLOSE to it then is no further than twice as far from what it computes in float64.
+    more than the table says. What is CLOSE to it then is at most four times as far from what it computes in float64.
     """
     dtype = next(iter(before.components.values())).outputs[0].dtype
     limit = allowed(promise, dtype)

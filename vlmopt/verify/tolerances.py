@@ -7,7 +7,7 @@ from vlmopt.core.contract import Promise
 # Re-association of sums over some thousand terms: about 30 roundings of the type's epsilon in the worst output.
 CLOSE = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 4e-2, "float16": 5e-3}
 # ... but a program may multiply its own roundings: so many times as far from float64 as it is itself.
-OWN_ROUNDINGS = 2.0
+OWN_ROUNDINGS = 4.0
 # Another runtime fuses and orders operations its own way, layer after layer.
 ARTIFACT = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 6e-2, "float16": 1e-2}
 # A quantized layer on equal inputs: a value between two levels may fall to either.
