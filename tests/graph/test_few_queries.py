@@ -26,10 +26,14 @@ class Pooling(nn.Module):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.q, self.k, self.v = nn.Linear(6, 6), nn.Linear(10, 6), nn.Linear(10, 6)
+            self.keys = nn.Parameter(torch.randn(1, N_HEADS, 7, WIDTH))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         z = y.tanh() if self.kind == "other values" else y
         q, k, v = (self._heads(one(part)) for one, part in ((self.q, x), (self.k, y), (self.v, z)))
+        if self.kind == "given":
+            k, v = (y.unflatten(1, (1, 7))[..., :WIDTH].expand(-1, N_HEADS, -1, -1) for _ in range(2))
+            return attend(q, k, self.keys.expand(x.shape[0], -1, -1, -1)) + attend(q, self.keys, v)
         if self.kind == "repeated":
             k, v = (part[:, :1].expand(-1, N_HEADS, -1, -1) for part in (k, v))
         return attend(q, k, v, scale=0.7 if self.kind == "scale" else None)
@@ -56,7 +60,7 @@ def test_the_answer_is_the_same_and_no_layer_of_keys_and_values_is_left(kind: st
     assert torch.allclose(run_component(component, [feed]), wanted, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["repeated", "permuted"])
+@pytest.mark.parametrize("kind", ["repeated", "permuted", "given"])
 def test_keys_of_another_form_are_left_with_a_reason(kind: str) -> None:
     found, reasons = find_few_queries(pooling(kind)[0].graph)
     assert found == []

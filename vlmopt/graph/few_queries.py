@@ -103,12 +103,11 @@ def _hides_nothing(module: fx.GraphModule, mask: fx.Node) -> bool:
 
 def _map_of(module: fx.GraphModule, heads: fx.Node, queries: fx.Node) -> fx.Node | str:
     """The call of the Linear whose columns, apart by heads, are keys or values [B, H, T, d]; or why there is none."""
-    turned = heads
-    view = turned.all_input_nodes[0]
-    own = view.all_input_nodes[0] if view.all_input_nodes else view
+    view = next(iter(heads.all_input_nodes), heads)  # keys that come from outside have nothing above them
+    own = next(iter(view.all_input_nodes), view)
     shape, n_heads = heads.meta["val"].shape, queries.meta["val"].shape[1]
     unknown = "its keys or values are more than a Linear apart by heads (turned by their place, or repeated)"
-    if turned.target is not aten.transpose.int or {int(axis) % 4 for axis in turned.args[1:]} != {1, 2}:  # type: ignore[arg-type]
+    if heads.target is not aten.transpose.int or {int(axis) % 4 for axis in heads.args[1:]} != {1, 2}:  # type: ignore[arg-type]
         return unknown
     if view.target not in _VIEWS or own.op != "call_module" or shape[1] != n_heads:
         return unknown

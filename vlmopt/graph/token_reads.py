@@ -141,7 +141,7 @@ def _above_attention(node: fx.Node, axis: int) -> Demand | None:
     if axis != n_axes(node) - 2 or not is_plain or queries in (keys, values, mask):
         return None
     assert isinstance(queries, fx.Node)
-    if not isinstance(mask, fx.Node) or size_at(mask, n_axes(mask) - 2) == 1:
+    if not isinstance(mask, fx.Node) or n_axes(mask) < 2 or size_at(mask, n_axes(mask) - 2) == 1:
         return {queries: axis}
     return {queries: axis, mask: n_axes(mask) - 2}
 
