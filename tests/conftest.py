@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 
 from tests import toys
 from tests.shares import Shares, dearest_first
-from vlmopt.capture import capture
+from vlmopt.capture import capture, kept
 from vlmopt.cli import entry
 from vlmopt.core.program import AdapterSource, Program
 from vlmopt.rewrite.pipeline import clone_program
@@ -30,6 +31,10 @@ Make = Callable[[Path], object]
 # Graphs and shapes are made by the hundred thousand and most live on: with its usual thresholds Python looks through
 # all of them again and again, which took a sixth of the time of a capture.
 gc.set_threshold(50_000, 20, 20)
+
+# pytest hangs its handlers on every logger that does not propagate. On this one torch then writes down each step of an
+# export, with its stack, which takes a tenth of a capture.
+logging.getLogger("torch.__trace").propagate = True
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -79,6 +84,14 @@ class Workshop:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def kept_captures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What one process exported, the others and their commands read back; nothing of it outlives the run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(kept.VARIABLE, str(shared(tmp_path_factory) / "kept captures"))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def captured_once() -> Iterator[None]:
     """Every process captures a model folder once: half of the time of a short run is its capture.
 
@@ -104,11 +117,15 @@ def captured_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    base = tmp_path_factory.getbasetemp()
-    is_worker = base.name.startswith("popen-")
-    root = (base.parent if is_worker else base) / "made once"
+    root = shared(tmp_path_factory) / "made once"
     root.mkdir(exist_ok=True)
     return Workshop(root)
+
+
+def shared(factory: pytest.TempPathFactory) -> Path:
+    """The folder of the run, which all of its processes know."""
+    base = factory.getbasetemp()
+    return base.parent if base.name.startswith("popen-") else base
 
 
 @pytest.fixture(scope="session")

@@ -166,4 +166,5 @@ def _shown(value: float) -> str:
 
 
 if __name__ == "__main__":
+    os.environ["VLMOPT_CACHE"] = "off"  # every run captures, as a user's first one does
     sys.exit(main())

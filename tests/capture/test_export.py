@@ -52,7 +52,7 @@ def component(model: nn.Module, rewrite: object = None) -> Component:
     plan = CapturePlan(model.config, (4, 4))  # type: ignore[arg-type]
     samples = plan.samples(Fused.inputs)
     wrapped = Fused(model, "logits").eval()
-    return capture_component("model", wrapped, samples, dims=DIMS, shapes=SHAPES, rewrite=rewrite)  # type: ignore[arg-type]
+    return capture_component("model", wrapped, samples, dims=DIMS, shapes=SHAPES, image=(8, 8), rewrite=rewrite)  # type: ignore[arg-type]
 
 
 def test_the_smallest_fused_model_is_captured() -> None:

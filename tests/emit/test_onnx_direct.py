@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tests.emit.toy import DIMS, cases, image_component, text_component
 from vlmopt.core.program import Component, Dim, TensorSpec
-from vlmopt.emit import emit_onnx, onnx_file
+from vlmopt.emit import emit_onnx, onnx_direct, onnx_file
 from vlmopt.emit.exported import export_component
 from vlmopt.emit.onnx_direct import direct_program
 from vlmopt.graph.example import component_of as dynamic_component_of
@@ -64,6 +64,33 @@ def test_values_have_the_names_of_a_component_exported_again(component: Componen
         for program in (direct, export_component(component, DIMS))
     )
     assert {name for name in wanted - found if not name.startswith(("sym_size", "_assert"))} == set()
+
+
+@BOTH
+def test_a_graph_that_differs_in_its_weights_alone_is_walked_once(
+    component: Component, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = replace(component, graph=clone_graph(component.graph))
+    for parameter in other.graph.parameters():
+        parameter.data = parameter.data * 1.25 + 0.01
+    monkeypatch.setattr(onnx_direct, "_WALKED", OrderedDict())
+    wanted = emit_onnx(other, DIMS, tmp_path / "alone.onnx").path.read_bytes()
+    onnx_direct._WALKED.clear()
+    emit_onnx(component, DIMS, tmp_path / "first.onnx")
+    walk, walked = onnx_direct._walk, []
+    monkeypatch.setattr(onnx_direct, "_walk", lambda *given: walked.append(given) or walk(*given))
+    assert emit_onnx(other, DIMS, tmp_path / "other.onnx").path.read_bytes() == wanted
+    assert not walked
+    direct_program(other, {**DIMS, "batch": replace(DIMS["batch"], maximum=DIMS["batch"].maximum - 1)})
+    assert walked
+
+
+def test_only_the_last_few_walks_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_direct, "_WALKED", OrderedDict())
+    monkeypatch.setattr(onnx_direct, "_MOST_WALKED", 2)
+    for width in (2, 3, 4):
+        assert direct_program(dynamic_component_of(nn.Linear(width, 2), torch.ones(2, width)), DIMS) is not None
+    assert len(onnx_direct._WALKED) == 2
 
 
 def test_shapes_come_from_the_specs_and_not_from_stale_metadata(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import vlmopt
+from vlmopt.capture.kept import folder, keep, kept_component, key_of
 from vlmopt.capture.wrappers import PREFIX, Wrapper
 from vlmopt.core.errors import CaptureError
 from vlmopt.core.program import Component, Dim, TensorSpec
@@ -35,20 +36,55 @@ def capture_component(
     *,
     dims: Mapping[str, Dim],
     shapes: Mapping[str, tuple[int | str, ...]],
+    image: tuple[int, int],
     rewrite: AbstractContextManager[None] | None = None,
     is_checked: bool = True,
 ) -> Component:
-    """The component, compared with eager at every sample's shape.
+    """The component, compared with eager at every sample's shape; exported unless its graph is kept from before.
 
     Args:
         samples: inputs at two sizes or more; the first is exported.
         shapes: for each input its dimensions, numbers or names of `dims`.
+        image: (height, width) that the model is captured for.
         rewrite: a context in which the model can be exported (see `rewrites/`); eager runs outside of it.
 
     Raises:
         CaptureError: the model cannot be exported, a dimension came out fixed, or the graph computes something else.
     """
+    key = None
+    if is_checked and folder() is not None:
+        key = key_of(name, module, samples[0], dims=dims, shapes=shapes, image=image, rewrite=rewrite)
+    known = None if key is None else kept_component(key, name, module, dims)
+    if known is not None and _agrees(known, module, samples):
+        return known
     exported = _export(name, module, samples[0], dims, shapes, rewrite or nullcontext())
+    component = _component(name, module, exported, samples[0], dims, shapes)
+    if is_checked:
+        for sample in samples:
+            _check_parity(component, module, sample)
+    if key is not None:
+        keep(key, component, module, dims)
+    return component
+
+
+def _agrees(component: Component, module: Wrapper, samples: list[dict[str, Tensor]]) -> bool:
+    """Whether a graph that was kept computes what this model does."""
+    try:
+        for sample in samples:
+            _check_parity(component, module, sample)
+    except Exception:  # noqa: BLE001  it is made anew, which says what is wrong if anything is
+        return False
+    return True
+
+
+def _component(
+    name: str,
+    module: Wrapper,
+    exported: torch.export.ExportedProgram,
+    sample: dict[str, Tensor],
+    dims: Mapping[str, Dim],
+    shapes: Mapping[str, tuple[int | str, ...]],
+) -> Component:
     graph = raise_program(exported, prefix=PREFIX)
     _name_inputs(name, module, graph)
     outputs = []
@@ -57,14 +93,9 @@ def capture_component(
         outputs.append(
             TensorSpec(wanted, _spec_shape(graph, value, shapes, dims), str(value.dtype).removeprefix("torch."))
         )
-    inputs = tuple(
-        TensorSpec(key, tuple(shapes[key]), str(samples[0][key].dtype).removeprefix("torch.")) for key in shapes
-    )
+    inputs = tuple(TensorSpec(key, tuple(shapes[key]), str(sample[key].dtype).removeprefix("torch.")) for key in shapes)
     component = Component(name, graph, inputs, tuple(outputs))
     _check_dims(component)
-    if is_checked:
-        for sample in samples:
-            _check_parity(component, module, sample)
     return component
 
 

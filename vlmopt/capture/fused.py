@@ -36,6 +36,7 @@ def capture_fused(model: nn.Module, source: ModelSource, plan: CapturePlan) -> P
         samples,
         dims=plan.dims,
         shapes=shapes,
+        image=plan.image,
         rewrite=plan.rewrite(model),
         is_checked=plan.with_weights,
     )

@@ -57,6 +57,7 @@ def part(
         [sample(plan, shapes, size) for size in sizes],
         dims={key: dim for key, dim in dims.items() if key in used},
         shapes=shapes,
+        image=plan.image,
         rewrite=plan.rewrite(wrapper.model),
         is_checked=plan.with_weights,
     )

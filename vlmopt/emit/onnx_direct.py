@@ -11,6 +11,7 @@ compares the result with the public way. Whatever does not fit here goes that wa
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from functools import cache
 from traceback import FrameSummary
@@ -29,9 +30,11 @@ from torch.onnx._internal.fx.passes import type_promotion
 from vlmopt.core.program import Component, Dim
 from vlmopt.emit.lifted import Lifted, lifted, weight_of
 from vlmopt.emit.onnx_translation import TRANSLATIONS
-from vlmopt.graph.shapes import fake_inputs, shape_mode, symbols
+from vlmopt.graph.shapes import fake_inputs, known_value, shape_mode, symbols
 
 _log = logging.getLogger(__name__)
+_MOST_WALKED = 16
+_WALKED: OrderedDict[str, Lifted | None] = OrderedDict()  # original and artifact share what no pass changed
 
 
 def direct_program(component: Component, dims: Mapping[str, Dim]) -> torch.export.ExportedProgram | None:
@@ -42,6 +45,27 @@ def direct_program(component: Component, dims: Mapping[str, Dim]) -> torch.expor
     made = lifted(component)
     if made is None:
         return None
+    words = _words(component, dims, made)
+    if words in _WALKED:
+        _WALKED.move_to_end(words)
+    else:
+        _WALKED[words] = made if _walk(component, dims, made) else None
+        if len(_WALKED) > _MOST_WALKED:
+            _WALKED.popitem(last=False)
+    walked = _WALKED[words]
+    return None if walked is None else _exported(component, walked)
+
+
+def _words(component: Component, dims: Mapping[str, Dim], made: Lifted) -> str:
+    """All that a walk reads: nodes, inputs, and of weights what is not their numbers."""
+    nodes = [f"{node.op} {node.name} {node.target} {node.args} {node.kwargs}" for node in made.graph.nodes]
+    weights = [(path, weight_of(component, path)) for path in made.weights]
+    kinds = [f"{path} {type(w).__name__} {w.dtype} {w.device} {(*w.shape,)} {w.stride()}" for path, w in weights]
+    return "\n".join([str(dict(dims)), str(component.inputs), *kinds, *nodes])
+
+
+def _walk(component: Component, dims: Mapping[str, Dim], made: Lifted) -> bool:
+    """Gives every node its value and makes nodes of conversions; False where only the full export can tell."""
     mode = shape_mode()
     assert mode.shape_env is not None
     fixed = {name: dim.maximum for name, dim in dims.items() if dim.minimum == dim.maximum}
@@ -53,12 +77,12 @@ def direct_program(component: Component, dims: Mapping[str, Dim]) -> torch.expor
             _Walk(root, type_promotion.TypePromotionTable()).run(*weights, *values)
     except Exception as problem:  # noqa: BLE001  the full export says what is wrong with the graph
         _log.debug("%s: no direct way to ONNX (%s)", component.name, problem)
-        return None
+        return False
     if guards := [guard for guard in mode.shape_env.guards if not _chooses_a_kernel(guard)]:
         _log.debug("%s: restricts its dimensions %s", component.name, guards)
-        return None
+        return False
     _fold_numbers(made.graph)
-    return _exported(component, made, root)
+    return True
 
 
 def _chooses_a_kernel(guard: Any) -> bool:
@@ -71,6 +95,10 @@ class _Walk(type_promotion._TypePromotionInterpreter):
     """Sets `meta["val"]` of every node and makes a node of every conversion of an operand's type."""
 
     def run_node(self, n: fx.Node) -> Any:
+        known = known_value(n.target, *self.fetch_args_kwargs_from_env(n)) if n.op == "call_function" else None
+        if known is not None:
+            n.meta["val"] = known
+            return known
         value = n.meta["val"] = fx.Interpreter.run_node(self, n)
         rule = type_promotion.get_type_promotion_rule(n, self.type_promotion_table)
         if rule is None:
@@ -91,7 +119,7 @@ def _fold_numbers(graph: fx.Graph) -> None:
         graph.erase_node(node)
 
 
-def _exported(component: Component, made: Lifted, root: fx.GraphModule) -> torch.export.ExportedProgram:
+def _exported(component: Component, made: Lifted) -> torch.export.ExportedProgram:
     weights = {path: weight_of(component, path) for path in made.weights}
     inputs = [
         *(_weight_spec(path, made.weights[path].name, weight) for path, weight in weights.items()),
@@ -99,10 +127,10 @@ def _exported(component: Component, made: Lifted, root: fx.GraphModule) -> torch
     ]
     outputs = [
         signature.OutputSpec(signature.OutputKind.USER_OUTPUT, _argument(node), None)
-        for node in root.graph.output_node().all_input_nodes
+        for node in made.graph.output_node().all_input_nodes
     ]
     return torch.export.ExportedProgram(
-        root, root.graph, signature.ExportGraphSignature(inputs, outputs), weights, {}, []
+        nn.Module(), made.graph, signature.ExportGraphSignature(inputs, outputs), weights, {}, []
     )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StrictMinMaxConstraint
 from torch.utils._sympy.value_ranges import ValueRanges
@@ -14,6 +14,8 @@ from torch.utils._sympy.value_ranges import ValueRanges
 from vlmopt.core.errors import VlmoptError
 from vlmopt.core.program import Component, Dim, TensorSpec
 from vlmopt.graph.modules import get_at
+
+aten = torch.ops.aten
 
 
 def compute_shapes(component: Component, dims: Mapping[str, Dim]) -> None:
@@ -80,7 +82,57 @@ def _fake_value(component: Component, node: fx.Node, values: Mapping[fx.Node, An
     args: Any = fx.node.map_arg(node.args, lambda n: values[n])
     kwargs: Any = fx.node.map_arg(node.kwargs, lambda n: values[n])
     try:
-        return target(*args, **kwargs)
+        made = _leaf_value(target, args) if node.op == "call_module" else known_value(target, args, kwargs)
+        return target(*args, **kwargs) if made is None else made
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise VlmoptError(f"{component.name}/{node.name}", f"has no shape ({reason})") from error
+
+
+def known_value(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """What a linear layer or a layer norm of fake tensors gives; None for other calls and for what may be refused.
+
+    Torch takes these apart into a dozen operations to find a shape that follows from the weights: most of the time that
+    the shapes of a transformer take.
+    """
+    if kwargs or target not in (aten.linear.default, aten.layer_norm.default):
+        return None
+    operand, second, *others = args
+    if target is aten.linear.default:
+        return _linear_value(operand, second, *others)
+    return _norm_value(operand, second, *others[:2])
+
+
+def _leaf_value(leaf: Any, args: Sequence[Any]) -> Tensor | None:
+    if len(args) != 1 or type(leaf) not in (nn.Linear, nn.LayerNorm) or leaf._forward_hooks or leaf._forward_pre_hooks:
+        return None
+    if isinstance(leaf, nn.Linear):
+        return _linear_value(args[0], leaf.weight, leaf.bias)
+    return _norm_value(args[0], leaf.normalized_shape, leaf.weight, leaf.bias)
+
+
+def _linear_value(operand: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    if operand.dim() < 2 or weight.dim() != 2 or not _end_in(operand, weight.shape[1:]):
+        return None
+    if not _agree(operand, weight, bias) or (bias is not None and bias.shape != weight.shape[:1]):
+        return None
+    return operand.new_empty((*operand.shape[:-1], weight.shape[0]))
+
+
+def _norm_value(
+    operand: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor | None:
+    if not shape or not _end_in(operand, shape) or not _agree(operand, weight, bias):
+        return None
+    if any(each is not None and tuple(each.shape) != tuple(shape) for each in (weight, bias)):
+        return None
+    return operand.new_empty(operand.shape)
+
+
+def _end_in(operand: Tensor, shape: Sequence[int]) -> bool:
+    sizes = operand.shape[-len(shape) :]
+    return all(isinstance(size, int) for size in sizes) and tuple(sizes) == tuple(shape)
+
+
+def _agree(operand: Tensor, *others: Tensor | None) -> bool:
+    return all(each is None or (each.dtype, each.device) == (operand.dtype, operand.device) for each in others)

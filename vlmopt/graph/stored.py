@@ -7,7 +7,7 @@ edits would not find it. Shapes are not stored: they are computed anew from the 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def write_program(program: Program, folder: Path, *, name: str) -> None:
     similarity = None if program.similarity is None else asdict(program.similarity)
     content = {
         "assembly": program.assembly.value,
-        "components": {name: _component_words(part, tensors) for name, part in program.components.items()},
+        "components": {name: component_words(part, tensors.key) for name, part in program.components.items()},
         "dims": {key: asdict(dim) for key, dim in program.dims.items()},
         "source": asdict(program.source),
         "similarity": similarity,
@@ -63,7 +63,7 @@ def read_program(folder: Path, *, name: str) -> Program:
     similarity, generation = content["similarity"], content["generation"]
     return Program(
         Assembly(content["assembly"]),
-        {key: _component(key, words, tensors, dims) for key, words in content["components"].items()},
+        {key: component_from(key, words, tensors, dims) for key, words in content["components"].items()},
         dims,
         ModelSource(**content["source"]),
         None if similarity is None else Similarity(**similarity),
@@ -93,7 +93,15 @@ class _Tensors:
         return self._keys[id(tensor)]
 
 
-def _component_words(component: Component, tensors: _Tensors) -> dict[str, Any]:
+def component_words(component: Component, key_of: Callable[[str, torch.Tensor], str]) -> dict[str, Any]:
+    """The component as plain data.
+
+    Args:
+        key_of: under which key a tensor is found when the component is read back; asked with a name that fits.
+
+    Raises:
+        VlmoptError: a node holds something that has no notation.
+    """
     module = component.graph
     leaves: dict[str, Any] = {}
     raw: dict[str, Any] = {}
@@ -102,7 +110,7 @@ def _component_words(component: Component, tensors: _Tensors) -> dict[str, Any]:
         if node.op == "call_module" and path not in leaves:
             leaf = get_at(module, path)
             assert isinstance(leaf, nn.Module)
-            keys = {key: tensors.key(f"{component.name}/{path}.{key}", value) for key, value in _tensors_of(leaf)}
+            keys = {key: key_of(f"{component.name}/{path}.{key}", value) for key, value in _tensors_of(leaf)}
             leaves[path] = {**leaf_words(leaf, f"{component.name}/{node.name}"), "tensors": keys}
             if trained := [key for key, value in _tensors_of(leaf) if value.requires_grad]:
                 leaves[path]["trained"] = trained
@@ -110,7 +118,7 @@ def _component_words(component: Component, tensors: _Tensors) -> dict[str, Any]:
             value = get_at(module, path)
             assert isinstance(value, torch.Tensor)
             is_parameter = isinstance(value, nn.Parameter)
-            raw[path] = {"tensor": tensors.key(f"{component.name}/{path}", value), "is_parameter": is_parameter}
+            raw[path] = {"tensor": key_of(f"{component.name}/{path}", value), "is_parameter": is_parameter}
     return {
         "inputs": [asdict(spec) for spec in component.inputs],
         "outputs": [asdict(spec) for spec in component.outputs],
@@ -137,9 +145,10 @@ def _node_words(component: Component, node: fx.Node) -> dict[str, Any]:
     return words
 
 
-def _component(
+def component_from(
     name: str, words: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], dims: Mapping[str, Dim]
 ) -> Component:
+    """The component that `component_words` wrote, holding the tensors of these keys; every node has its shape."""
     root = nn.Module()
     made: dict[tuple[str, bool], torch.Tensor] = {}
 

@@ -11,11 +11,12 @@ from contextlib import AbstractContextManager, nullcontext
 
 from torch import nn
 
-from vlmopt.capture.rewrites import idefics3, llava_tiles, qwen_vl, vilt
+from vlmopt.capture.rewrites import gemma3, idefics3, llava_tiles, qwen_vl, vilt
 
 Rewrite = Callable[[nn.Module, tuple[int, int]], AbstractContextManager[None]]
 
 _REWRITES: dict[str, Rewrite] = {
+    "gemma3": gemma3.broadcast_masks,
     "idefics3": idefics3.every_image,
     "llava_next": llava_tiles.one_size,
     "llava_onevision": llava_tiles.one_size,
