@@ -173,6 +173,15 @@ def test_no_weight_and_no_path_is_kept(home: Path) -> None:
     assert 0 < n_bytes < 4 * sum(p.numel() for p in model.parameters())
 
 
+def test_a_module_that_holds_what_cannot_be_told_is_captured_all_the_same(home: Path, exports: list[str]) -> None:
+    model = toys.make("clip")
+    model.vision_model.post_layernorm.notes = torch.eye(3).to_sparse()
+    model.text_model.final_layer_norm.notes = torch.eye(3).to_sparse()
+    captured(model)
+    assert exports == ["image_encoder", "text_encoder"]
+    assert not home.exists()
+
+
 def test_off_keeps_nothing(home: Path, monkeypatch: pytest.MonkeyPatch, exports: list[str]) -> None:
     monkeypatch.setenv(kept.VARIABLE, "off")
     model = toys.make("clip")

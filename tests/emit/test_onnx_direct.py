@@ -87,10 +87,13 @@ def test_a_graph_that_differs_in_its_weights_alone_is_walked_once(
 
 def test_only_the_last_few_walks_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_direct, "_WALKED", OrderedDict())
-    monkeypatch.setattr(onnx_direct, "_MOST_WALKED", 2)
+    monkeypatch.setattr(onnx_direct, "_MOST_NODES", 12)  # a layer is five: three inputs, a call, an output
     for width in (2, 3, 4):
         assert direct_program(dynamic_component_of(nn.Linear(width, 2), torch.ones(2, width)), DIMS) is not None
     assert len(onnx_direct._WALKED) == 2
+    monkeypatch.setattr(onnx_direct, "_MOST_NODES", 1)
+    assert direct_program(dynamic_component_of(nn.Linear(5, 2), torch.ones(2, 5)), DIMS) is not None
+    assert len(onnx_direct._WALKED) == 1
 
 
 def test_shapes_come_from_the_specs_and_not_from_stale_metadata(tmp_path: Path) -> None:

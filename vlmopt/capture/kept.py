@@ -18,6 +18,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from importlib import metadata
@@ -66,32 +67,34 @@ def key_of(
     shapes: Mapping[str, tuple[int | str, ...]],
     image: tuple[int, int],
     rewrite: object,
-) -> str:
-    """A digest of everything that the graph of the module follows from."""
+) -> str | None:
+    """A digest of everything that the graph of the module follows from; None where that cannot be told."""
+    try:
+        told = _told(module, dims=dims)
+        asked = _plain(
+            [name, image, getattr(rewrite, "func", rewrite), shapes, {k: _kind(v) for k, v in sample.items()}]
+        )
+        return hashlib.sha256(json.dumps([asked, told]).encode()).hexdigest()
+    except Exception as problem:  # noqa: BLE001  what users' own modules hold may be anything
+        _log.debug("%s: its capture is not kept (%s)", name, problem)
+        return None
+
+
+def _told(module: Wrapper, *, dims: Mapping[str, Dim]) -> Any:
+    """Of a module, its configurations, its tensors and this code what JSON can hold."""
     modules = list(module.named_modules(remove_duplicate=False))
     known: dict[int, int] = {}  # the same tensor or configuration has the same number
     tensors = [(path, *_kind(value), _number(value, known)) for path, value in _named_tensors(module).items()]
     configs: dict[int, Any] = {id(each.config): each.config for _, each in modules if hasattr(each, "config")}
-    told = [
-        name,
-        image,
-        getattr(rewrite, "func", rewrite),
-        {key: asdict(dim) for key, dim in dims.items()},
-        shapes,
-        {key: _kind(value) for key, value in sample.items()},
-        module.inputs,
-        module.outputs,
-        [
-            {**each.to_dict(), "attention": getattr(each, "_attn_implementation", None)}
-            for each in configs.values()
-            if hasattr(each, "to_dict")
-        ],
-        [(path, _number(getattr(each, "config", None), known), *_settings(each)) for path, each in modules],
-        tensors,
-        _code(),
-        torch.get_default_dtype(),
+    said = [
+        {**each.to_dict(), "attention": getattr(each, "_attn_implementation", None)}
+        for each in configs.values()
+        if hasattr(each, "to_dict")
     ]
-    return hashlib.sha256(json.dumps(_plain(told)).encode()).hexdigest()
+    settings = [(path, _number(getattr(each, "config", None), known), *_settings(each)) for path, each in modules]
+    free = {key: asdict(dim) for key, dim in dims.items()}
+    ends = (module.inputs, module.outputs)
+    return _plain([free, ends, said, settings, tensors, _code(), torch.get_default_dtype()])
 
 
 def kept_component(key: str, name: str, module: Wrapper, dims: Mapping[str, Dim]) -> Component | None:
@@ -104,7 +107,8 @@ def kept_component(key: str, name: str, module: Wrapper, dims: Mapping[str, Dim]
         with safe_open(path, framework="pt") as file:
             words = json.loads(file.metadata()[_GRAPH])
             constants = {each: file.get_tensor(each) for each in file.keys()}  # noqa: SIM118  no mapping
-        os.utime(path)
+        with suppress(OSError):  # a folder that many read may be closed to writing
+            os.utime(path)
         return _read(name, words, _Found(_named_tensors(module), constants), dims)
     except Exception as problem:  # noqa: BLE001  whatever is wrong with the file, the capture is made anew
         _log.debug("%s: what was kept of its capture cannot be read (%s)", name, problem)

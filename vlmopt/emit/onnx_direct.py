@@ -33,7 +33,7 @@ from vlmopt.emit.onnx_translation import TRANSLATIONS
 from vlmopt.graph.shapes import fake_inputs, known_value, shape_mode, symbols
 
 _log = logging.getLogger(__name__)
-_MOST_WALKED = 16
+_MOST_NODES = 20_000  # of all graphs below together
 _WALKED: OrderedDict[str, Lifted | None] = OrderedDict()  # original and artifact share what no pass changed
 
 
@@ -50,10 +50,14 @@ def direct_program(component: Component, dims: Mapping[str, Dim]) -> torch.expor
         _WALKED.move_to_end(words)
     else:
         _WALKED[words] = made if _walk(component, dims, made) else None
-        if len(_WALKED) > _MOST_WALKED:
+        while len(_WALKED) > 1 and _n_nodes() > _MOST_NODES:
             _WALKED.popitem(last=False)
     walked = _WALKED[words]
     return None if walked is None else _exported(component, walked)
+
+
+def _n_nodes() -> int:
+    return sum(1 if made is None else len(made.graph.nodes) for made in _WALKED.values())
 
 
 def _words(component: Component, dims: Mapping[str, Dim], made: Lifted) -> str:
