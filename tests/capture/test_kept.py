@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,9 @@ from vlmopt.rewrite.pipeline import program_text
 
 QUICK = ("clip", "vilt", "llava_llama")
 FAMILIES = [family if family in QUICK else pytest.param(family, marks=pytest.mark.slow) for family in toys.GENERATIVE]
+
+# PyTorch asks for sizes in some convolutions, to choose a kernel, and in a padding: reading these back would fix them.
+FIXED = {"florence2": "vision_encoder", "llava_onevision": "vision_encoder", "qwen3_vl": "embed_tokens"}
 
 
 @pytest.fixture(autouse=True)
@@ -50,11 +52,10 @@ def captured(model: Any, family: str = "clip") -> Program:
 
 def other_weights(model: Any) -> Any:
     torch.manual_seed(7)
-    changed = copy.deepcopy(model)
     with torch.no_grad():
-        for parameter in changed.parameters():
+        for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
-    return changed
+    return model
 
 
 def has_sums(component: Component) -> bool:
@@ -90,12 +91,13 @@ def sizes(node: torch.fx.Node) -> object:
 def test_a_second_model_of_the_structure_is_not_exported_and_has_its_own_weights(
     family: str, exports: list[str]
 ) -> None:
-    model = toys.make(family)
-    first = captured(model, family)
+    first = captured(toys.make(family), family)
     exports.clear()
-    other = other_weights(model)
+    other = other_weights(toys.make(family))
     second = captured(other, family)
-    assert exports == [name for name, component in first.components.items() if has_sums(component)]
+    assert set(exports) == {
+        name for name, component in first.components.items() if has_sums(component) or FIXED.get(family) == name
+    }
     assert told(second) == told(first)
     assert program_text(second) == program_text(first)
     own = {value.untyped_storage().data_ptr() for value in (*other.parameters(), *other.buffers())}
