@@ -15,27 +15,26 @@ import inspect
 import json
 import logging
 import os
-import sys
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 import vlmopt
 from vlmopt.capture.wrappers import Wrapper
 from vlmopt.core.errors import VlmoptError
+from vlmopt.core.machine import versions
 from vlmopt.core.program import Component, Dim
 from vlmopt.graph.stored import component_from, component_words
 from vlmopt.graph.text import component_text
+from vlmopt.rundir import atomic_write
 
 VARIABLE = "VLMOPT_CACHE"
 MOST_BYTES = 256 << 20  # of all files together
@@ -106,7 +105,8 @@ def kept_component(key: str, name: str, module: Wrapper, dims: Mapping[str, Dim]
     try:
         with safe_open(path, framework="pt") as file:
             words = json.loads(file.metadata()[_GRAPH])
-            constants = {each: file.get_tensor(each) for each in file.keys()}  # noqa: SIM118  no mapping
+            # cloned as in `stored.py`: what lies as it does in the file may be rounded another way
+            constants = {each: file.get_tensor(each).clone() for each in file.keys()}  # noqa: SIM118  no mapping
         with suppress(OSError):  # a folder that many read may be closed to writing
             os.utime(path)
         return _read(name, words, _Found(_named_tensors(module), constants), dims)
@@ -144,13 +144,7 @@ def keep(key: str, component: Component, module: Wrapper, dims: Mapping[str, Dim
             _log.debug("%s: its capture is not kept, for what would be read back is not the same", component.name)
             return
         home.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=home, suffix=".tmp")
-        os.close(handle)
-        try:
-            save_file(places.constants, temporary, metadata={_GRAPH: json.dumps(words)})
-            Path(temporary).replace(home / f"{key}.safetensors")
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        atomic_write(home / f"{key}.safetensors", save(places.constants, metadata={_GRAPH: json.dumps(words)}))
         _drop_oldest(home)
     except Exception as problem:  # noqa: BLE001  a capture that is made needs no copy
         _log.debug("%s: its capture is not kept (%s)", component.name, problem)
@@ -267,17 +261,8 @@ def _class_name(kind: Any) -> str:
 
 
 @cache
-def _code() -> list[str]:
+def _code() -> list[Any]:
     """Versions of the libraries and a digest of the code of capture itself."""
-    versions = [f"{name} {_version(name)}" for name in ("torch", "transformers", "peft")]
     root = Path(vlmopt.__file__).parent
     files = [file for part in _CODE for file in sorted((root / part).rglob("*.py"))]
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-    return [*versions, sys.version.split()[0], digest]
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "absent"
+    return [versions(), hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()]

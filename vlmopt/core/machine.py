@@ -7,7 +7,7 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
+PACKAGES = ("torch", "transformers", "peft", "onnx", "onnxscript", "onnxruntime", "numpy")
 _PROCESSORS = Path("/proc/cpuinfo")
 _NAMES = ("model name", "hardware", "cpu model")  # x86, ARM boards, MIPS
 _THREADS = Path("/proc/self/task")
